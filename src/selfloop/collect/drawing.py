@@ -1,0 +1,63 @@
+"""Stage 1 as the loop runs it: one sampler call a sample, all through one door."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from selfloop.doors import Doors, is_async
+from selfloop.roles import Generate, Sampler, SelfloopError, call_by_name, gold, name_of
+from selfloop.types import Group, Rollout, Sample
+
+OFFERED = ("generate", "sample", "guidance", "key", "answer", "rationale")
+
+
+def draw(
+    sampler: Sampler | None, samples: Sequence[Sample], doors: Doors, guidance: Mapping[str, Any],
+) -> list[Group]:
+    """One group a sample, in order. A sampler that fails stops the run, naming the sample."""
+    if sampler is None:
+        return [Group(sample=s, rollouts=()) for s in samples]
+    drawn = doors.run([(s, "collect", _job(sampler, s, guidance, doors.scope)) for s in samples])
+    return [
+        Group(sample=s, rollouts=tuple(_checked(found, s, sampler)))
+        for s, found in zip(samples, drawn, strict=True)
+    ]
+
+
+def _job(sampler: Sampler, sample: Sample, guidance: Mapping[str, Any], scope: str) -> Any:
+    offered = {
+        "sample": sample.unlabelled(), "guidance": guidance, "key": f"{scope}/{sample.id}",
+        **gold(sampler, sample),
+    }
+
+    async def job(generate: Generate) -> Any:
+        try:
+            result = call_by_name(sampler, generate=generate, **offered)
+            return await result if inspect.isawaitable(result) else result
+        except SelfloopError:
+            raise
+        except Exception as error:
+            raise SelfloopError(
+                f"sampler {name_of(sampler)} failed on sample {sample.id}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+    if is_async(sampler):
+        return job
+
+    def plain(generate: Any) -> Any:
+        return call_by_name(sampler, generate=generate, **offered)
+
+    plain.blocking = True  # type: ignore[attr-defined]
+    return plain
+
+
+def _checked(found: Any, sample: Sample, sampler: Sampler) -> list[Rollout]:
+    if not isinstance(found, list | tuple) or not all(isinstance(r, Rollout) for r in found):
+        raise SelfloopError(
+            f"sampler {name_of(sampler)} returned {type(found).__name__} for sample {sample.id}; "
+            "expected a list of Rollout"
+        )
+    return list(found)

@@ -1,0 +1,41 @@
+"""Random sampling: n independent answers to each problem (primitives S1, S2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from selfloop.roles import Generate, Sampling
+from selfloop.types import Rollout, Sample
+
+
+@dataclass(frozen=True)
+class Independent:
+    """`n` answers at a temperature; with `view`, each half the draws on an augmented picture.
+
+    NoisyRollout (arXiv 2504.13055) mixes clean and distorted pictures in one group; `views`
+    is the share of draws that see the picture through the gentle operation `op`.
+    """
+
+    n: int = 8
+    temperature: float = 1.0
+    max_new_tokens: int = 64
+    top_p: float = 1.0
+    views: float = 0.0
+    op: str = "view"
+    severity: float = 0.5
+
+    async def __call__(self, generate: Generate, sample: Sample, key: str) -> list[Rollout]:
+        """Draw the clean answers in one call and each view's answer in a call of its own."""
+        sampling = Sampling(temperature=self.temperature, top_p=self.top_p,
+                            max_new_tokens=self.max_new_tokens)
+        seen_changed = round(self.n * self.views) if sample.media else 0
+        rollouts: list[Rollout] = []
+        if self.n > seen_changed:
+            rollouts += await generate(sample, n=self.n - seen_changed, sampling=sampling,
+                                       label="clean")
+        for view in range(seen_changed):
+            media = tuple(m.with_op(self.op, self.severity, f"{key}/view{view}")
+                          for m in sample.media)
+            rollouts += await generate(sample.context.seen_as(media), sampling=sampling,
+                                       label=f"view{view}")
+        return rollouts

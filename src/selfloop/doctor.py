@@ -1,0 +1,232 @@
+"""`selfloop doctor`: what is installed, and whether a model folder is fit for the loop.
+
+It never raises: whatever is broken becomes one finding with its mend.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal
+
+from selfloop.roles import Request, Sampling, SelfloopError
+from selfloop.types import Branch, Context, Media, Message, Part
+
+PACKAGES: dict[str, tuple[bool, str, str]] = {
+    "torch": (True, "all local models", "pip install torch"),
+    "transformers": (True, "loads models and processors", "pip install 'transformers>=5.10,<6'"),
+    "peft": (True, "LoRA adapters", "pip install peft"),
+    "accelerate": (True, "device placement in transformers", "pip install accelerate"),
+    "datasets": (False, "reads Hugging Face data sets", "pip install 'selfloop[datasets]'"),
+    "math-verify": (False, "checks mathematical answers", "pip install 'selfloop[math]'"),
+    "torchvision": (False, "image processors without a PIL version (Qwen-VL, video)",
+                    "pip install torchvision of the same build as torch"),
+    "vllm": (False, "fast generation on GPUs", "pip install vllm (Linux with a GPU)"),
+    "ray": (False, "several machines", "pip install ray"),
+    "bitsandbytes": (False, "4-bit and 8-bit weights", "pip install bitsandbytes (with a GPU)"),
+}
+"""Distribution -> (required, what it is used for, how to get it)."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at: what was found and, where it is not well, how to mend it."""
+
+    level: Literal["ok", "warning", "error"]
+    what: str
+    mend: str = ""
+
+
+def diagnose(model: str | None = None) -> list[Finding]:
+    """Look at the installation and, if given, at a model folder or hub id. Never raises."""
+    found = [_package(name, *about) for name, about in PACKAGES.items()]
+    found += _guarded("device", _machine)
+    if model is not None:
+        found += _guarded("model", lambda: _model(model))
+    return found
+
+
+def _package(name: str, required: bool, use: str, get: str) -> Finding:
+    try:
+        return Finding("ok", f"{name} {version(name)}: {use}")
+    except PackageNotFoundError:
+        if required:
+            return Finding("error", f"{name} is not installed: {use}", get)
+        return Finding("ok", f"{name} is not installed (optional: {use})", get)
+
+
+def _guarded(what: str, check: Callable[[], Iterator[Finding]]) -> list[Finding]:
+    """A check's findings; one more if it breaks off."""
+    found: list[Finding] = []
+    try:
+        for finding in check():
+            found.append(finding)
+    except SelfloopError as error:
+        found.append(Finding("error", f"{what}: {error}", "as the message says"))
+    except Exception as error:
+        first = (str(error).strip().splitlines() or ["no message"])[0][:300]
+        found.append(Finding("error", f"{what}: {type(error).__name__}: {first}",
+                             "load the folder with plain transformers to see the whole error"))
+    return found
+
+
+def _machine() -> Iterator[Finding]:
+    import torch
+
+    if torch.cuda.is_available():
+        memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+        yield Finding("ok", f"GPU {torch.cuda.get_device_name(0)}, {memory:.0f} GiB")
+    else:
+        yield Finding("ok", f"no GPU: {torch.get_num_threads()} CPU threads "
+                      "(results repeat bit for bit only at an equal thread count)")
+
+
+def _model(model: str) -> Iterator[Finding]:
+    from selfloop.engines.hf import HFEngine
+
+    engine = HFEngine(model)
+    engine.bind(_picture)
+    yield Finding("ok", f"{engine.loaded.folder}: {type(engine.model).__name__} with "
+                  f"{type(engine.processor).__name__}, "
+                  f"{sum(p.numel() for p in engine.model.parameters()):,} parameters")
+    for what, check in _CHECKS.items():
+        yield from _guarded(what, lambda check=check: check(engine))  # type: ignore[misc]
+
+
+def _template(engine: Any) -> Iterator[Finding]:
+    tokenizer = engine.processor.tokenizer
+    end = tokenizer.convert_ids_to_tokens(list(engine.prompts.chat.end))
+    yield Finding("ok", f"chat template: an answer ends with {' '.join(end)}")
+    asked = Message(role="user", content=(Part(text="a b c"),))
+    text = engine.prompts.chat.render([asked], generate=True)
+    if "a b c" not in text or "'type'" in text:
+        yield Finding("error", "the chat template does not write text parts as text",
+                      "use a template that loops over message['content'] parts")
+
+
+def _pictures(engine: Any) -> Iterator[Finding]:
+    import torch
+
+    contexts = [_asked("one"), _asked("two")]
+    with torch.no_grad():
+        logits = [engine.model(**engine.prompts.inputs([engine.render(c)]),
+                               logits_to_keep=1).logits for c in contexts]
+    ids, _ = engine.render(contexts[0])
+    count = sum(t in engine.prompts.placeholders for t in ids)
+    if not count:
+        yield Finding("error", "a prompt with a picture holds no image tokens",
+                      "the chat template must write the image token for parts of type image")
+    else:
+        yield Finding("ok", f"a picture becomes {count} tokens, as many as the model expects")
+    if torch.equal(logits[0], logits[1]):
+        yield Finding("warning", "two different pictures give the very same prediction",
+                      "the pictures do not reach the language model: check the processor")
+
+
+def _suppressed(engine: Any) -> Iterator[Finding]:
+    tokenizer, reasons = engine.processor.tokenizer, dict[str, list[str]]()
+    for token, why in sorted(engine.never.items()):
+        reasons.setdefault(why.split(": ")[0], []).append(
+            str(tokenizer.convert_ids_to_tokens(token)))
+    for why, names in reasons.items():
+        some = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+        yield Finding("ok", f"never sampled ({why}): {some}")
+    if not engine.prompts.placeholders:
+        yield Finding("warning", "no token of this model looks like an image placeholder",
+                      "name it image_token_id in config.json")
+
+
+def _truncation(engine: Any) -> Iterator[Finding]:
+    path = engine.loaded.folder / "tokenizer.json"
+    setting = json.loads(path.read_text(encoding="utf-8")).get("truncation") \
+        if path.is_file() else None
+    if setting:
+        yield Finding(
+            "warning", f"tokenizer.json cuts texts at {setting.get('max_length')} tokens; selfloop "
+            "switches that off, but other programs would cut image tokens",
+            'set "truncation": null in tokenizer.json')
+    else:
+        yield Finding("ok", "the tokenizer cuts nothing off")
+
+
+def _greedy(engine: Any) -> Iterator[Finding]:
+    """Our decoding against model.generate, token for token."""
+    import torch
+
+    context = _asked("one")
+    turn = engine.generate([Request(context=context, key="doctor", sampling=Sampling(
+        temperature=0, max_new_tokens=12))], engine.version)[0][0]
+    inputs = engine.prompts.inputs([engine.render(context)])
+    with torch.no_grad():
+        out = engine.model.generate(
+            **inputs, do_sample=False, num_beams=1, max_new_tokens=12,
+            suppress_tokens=sorted(engine.never), eos_token_id=sorted(engine.sampler.ends))
+    theirs = tuple(out[0, inputs["input_ids"].shape[1]:].tolist())
+    if theirs == turn.token_ids:
+        yield Finding("ok", "greedy decoding equals model.generate")
+    else:
+        yield Finding("warning", f"greedy decoding {turn.token_ids} differs from model.generate "
+                      f"{theirs}", "look at generation_config.json (penalties, forced tokens); in "
+                      "bfloat16 near-ties may differ, so repeat in float32")
+
+
+def _agreement(engine: Any) -> Iterator[Finding]:
+    """Log-probs while sampling against log-probs while learning; the path that learning takes."""
+    request = Request(context=_asked("one"), key="doctor", n=4,
+                      sampling=Sampling(max_new_tokens=12))
+    turns = engine.generate([request], engine.version)[0]
+    branches = [Branch(context=request.context, turns=(turn,)) for turn in turns]
+    scored = engine.logprobs(branches)
+    gap = max(abs(a - b) for turn, now in zip(turns, scored, strict=True)
+              for a, b in zip(turn.logprobs, now, strict=True))
+    limit = 1e-3 if "float32" in str(engine.model.dtype) else 0.2
+    if gap <= limit:
+        yield Finding("ok", f"sampler and learner log-probs agree to {gap:.1g}")
+    else:
+        yield Finding("error", f"sampler and learner log-probs differ by {gap:.3g}",
+                      "this model's attention is not causal over the answer, or its positions "
+                      "are not; importance ratios would be wrong: use another model")
+    path = engine.training_path
+    yield Finding("ok" if path == "shared prefix" else "warning", f"training path: {path}",
+                  "" if path == "shared prefix" else "training works, without shared prompts")
+
+
+def _lora(engine: Any) -> Iterator[Finding]:
+    from selfloop.engines.hf_load import language_linears
+
+    found = {name: len(full) for name, full in language_linears(engine.model).items()}
+    if found:
+        names = ", ".join(f"{name} x{count}" for name, count in sorted(found.items()))
+        yield Finding("ok", f"LoRA targets: {names}")
+    else:
+        yield Finding("warning", "no linear layers found in the language model",
+                      "train without LoRA")
+
+
+_CHECKS: dict[str, Callable[[Any], Iterator[Finding]]] = {
+    "chat template": _template, "pictures": _pictures, "suppressed tokens": _suppressed,
+    "truncation": _truncation, "greedy decoding": _greedy, "log-probs": _agreement, "LoRA": _lora,
+}
+
+
+def _asked(name: str) -> Context:
+    medium = Media(sha256=hashlib.sha256(name.encode()).hexdigest())
+    return Context(prompt=(Message(role="user", content=(
+        Part(type="image"), Part(text="what is in this picture?"))),), media=(medium,))
+
+
+def _picture(medium: Media) -> Any:
+    """A patchwork of colours made from the hash: every medium its own picture."""
+    from PIL import Image
+
+    colours = bytes.fromhex(medium.sha256)[:27]
+    return Image.frombytes("RGB", (3, 3), colours).resize((96, 72), Image.Resampling.NEAREST)
+
+
+def worst(findings: list[Finding]) -> Literal["ok", "warning", "error"]:
+    """The gravest level among findings: the exit status of `selfloop doctor`."""
+    levels = [finding.level for finding in findings]
+    return "error" if "error" in levels else "warning" if "warning" in levels else "ok"

@@ -1,0 +1,181 @@
+"""The door to the models: runs many samplers or verifiers at once and batches what they ask.
+
+A batch's last floating-point bits depend on what is in it, so batches are formed by rule and not
+by timing: wait until every live job is blocked on `generate`, sort what they asked by job and
+call, and hand it to the engine in one piece.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from selfloop.roles import Engine, Generate, Request, Sampling, SelfloopError
+from selfloop.types import Context, Message, Part, Rollout, Sample, Turn, digest
+
+Job = Callable[[Generate], Any]
+"""What one sampler or verifier call does, given its door; sync or async."""
+
+
+@dataclass
+class _Ask:
+    job: int
+    call: int
+    role: str
+    request: Request
+    sample: str
+    future: asyncio.Future[list[list[Turn]]]
+
+
+@dataclass
+class Doors:
+    """Opens `generate` for jobs, at fixed policy versions, under keys made from `scope`."""
+
+    engines: Mapping[str, Engine]
+    version: int
+    scope: str
+    """Seed, step and wave: the part of every key that the jobs share."""
+    sampling: Sampling = Sampling()
+    _asks: list[_Ask] = field(default_factory=list)
+    _live: int = 0
+
+    def run(self, jobs: Sequence[tuple[Sample, str, Job]]) -> list[Any]:
+        """Run all jobs (sample, who, job) to their end; results in the order given."""
+        results: list[Any] = []
+        failure: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                results.extend(asyncio.run(self._run(jobs)))
+            except BaseException as error:
+                failure.append(error)
+
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            work()
+        else:  # inside a notebook: its loop is busy running us, so ours lives in a thread
+            thread = threading.Thread(target=work)
+            thread.start()
+            thread.join()
+        if failure:
+            raise failure[0]
+        return results
+
+    async def _run(self, jobs: Sequence[tuple[Sample, str, Job]]) -> list[Any]:
+        self._asks, self._live = [], len(jobs)
+        self._wake = asyncio.Event()
+        tasks = [asyncio.ensure_future(self._one(i, *job)) for i, job in enumerate(jobs)]
+        try:
+            while self._live:
+                await self._wake.wait()
+                self._wake.clear()
+                for _ in range(3):  # let calls made side by side by one job arrive
+                    await asyncio.sleep(0)
+                if self._asks and len({ask.job for ask in self._asks}) >= self._live:
+                    self._answer()
+                if any(t.done() and t.exception() for t in tasks):
+                    break
+            return [await task for task in tasks]
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _one(self, index: int, sample: Sample, who: str, job: Job) -> Any:
+        door = self._door(index, sample, who, asyncio.get_running_loop())
+        try:
+            if inspect.iscoroutinefunction(job) or inspect.iscoroutinefunction(
+                getattr(job, "__call__", None)  # noqa: B004
+            ):
+                return await job(door)
+            result = job(door) if not _wants_blocking(job) else await asyncio.to_thread(
+                job, _blocking(door, asyncio.get_running_loop()))
+            return await result if isinstance(result, Awaitable) else result
+        finally:
+            self._live -= 1
+            self._wake.set()
+
+    def _answer(self) -> None:
+        asks, self._asks = sorted(self._asks, key=lambda a: (a.job, a.call)), []
+        for role in sorted({ask.role for ask in asks}):
+            mine = [ask for ask in asks if ask.role == role]
+            engine = engine_for(self.engines, role)
+            try:
+                turns = engine.generate([ask.request for ask in mine], self.version)
+            except Exception as error:
+                for ask in mine:
+                    if not ask.future.done():
+                        ask.future.set_exception(error)
+                continue
+            for ask, drawn in zip(mine, turns, strict=True):
+                if not ask.future.done():
+                    ask.future.set_result(drawn)
+
+    def _door(self, job: int, sample: Sample, who: str, loop: Any) -> Generate:
+        calls = iter(range(1_000_000))
+
+        async def generate(
+            context: Context | Sample, *, n: int = 1, role: str = "solver",
+            sampling: Sampling | None = None, history: Sequence[Turn] = (), label: str = "",
+        ) -> list[Rollout]:
+            seen = context.context if isinstance(context, Sample) else context
+            chosen = sampling or self.sampling
+            call = next(calls)
+            key = f"{self.scope}/{sample.id}/{role}@{self.version}/{who}.{label or call}"
+            request = Request(context=seen, key=key, n=n, sampling=chosen, history=tuple(history))
+            future: asyncio.Future[Any] = loop.create_future()
+            self._asks.append(_Ask(job, call, role, request, sample.id, future))
+            self._wake.set()
+            turns = await future
+            decode = engine_for(self.engines, role).decode
+            return [
+                Rollout(
+                    id=digest([key, draw]), sample=sample.id, context=seen, turns=(turn,),
+                    output=(Part(text=decode(turn.token_ids)),), role=role,
+                    policy_version=self.version,
+                    sampling={"sampler": who, "key": f"{key}/{draw}",
+                              "temperature": chosen.temperature},
+                )
+                for draw, turn in enumerate(turns)
+            ]
+
+        return generate
+
+
+def _wants_blocking(job: Job) -> bool:
+    """Plain functions run in a thread, with a `generate` that simply returns."""
+    return bool(getattr(job, "blocking", False))
+
+
+def _blocking(door: Generate, loop: asyncio.AbstractEventLoop) -> Any:
+    def generate(*args: Any, **named: Any) -> list[Rollout]:
+        return asyncio.run_coroutine_threadsafe(door(*args, **named), loop).result()  # type: ignore[arg-type]
+    return generate
+
+
+def engine_for(engines: Mapping[str, Engine], role: str) -> Engine:
+    """The engine that plays `role`; a run with a single engine plays every role with it."""
+    if role in engines:
+        return engines[role]
+    if len(engines) == 1:
+        return next(iter(engines.values()))
+    raise SelfloopError(
+        f"no engine plays the role {role!r}: give engines={{{role!r}: ...}} "
+        f"beside {sorted(engines)}"
+    )
+
+
+def is_async(component: Any) -> bool:
+    """Whether calling the component gives a coroutine."""
+    return inspect.iscoroutinefunction(component) or inspect.iscoroutinefunction(
+        getattr(component, "__call__", None)  # noqa: B004
+    )
+
+
+def user(text: str) -> tuple[Message, ...]:
+    """One user message of plain text."""
+    return (Message(role="user", content=(Part(text=text),)),)

@@ -1,0 +1,191 @@
+"""Any Hugging Face vision-language model as an engine: generate, score, learn, save.
+
+The optimizer and the published versions come from `Learner`; this file is the policy side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from selfloop.engines import hf_save, tokens
+from selfloop.engines.hf_decode import Drawn, Job, Sampler
+from selfloop.engines.hf_load import LoRA, load
+from selfloop.engines.hf_prompt import Prompts
+from selfloop.optimize.learner import Learner
+from selfloop.optimize.prefix import Shared
+from selfloop.optimize.rows import Row, rows_of
+from selfloop.roles import Request, SelfloopError
+from selfloop.types import Branch, Context, Media, Turn
+
+__all__ = ["HFEngine", "LoRA"]
+
+
+class HFEngine(Learner):
+    """A local model folder (or hub id) that draws, scores and learns.
+
+    `dtype`: float32, bfloat16, float16 or auto (as saved). `device`: auto, cpu, cuda. `freeze`:
+    some of "vision", "projector", "language". `max_batch_tokens` bounds prompt and answer tokens
+    of one forward pass. With `lora`, only the adapters learn. Remote code is never run.
+
+    Raises SelfloopError, in one line, for a folder that is not such a model.
+    """
+
+    supports = frozenset({"images", "forced_prefix", "stop", "history", "learn"})
+
+    def __init__(self, model: str | Path, *, lora: LoRA | None = None, dtype: str = "float32",
+                 device: str = "auto", threads: int | None = None, max_batch_tokens: int = 32768,
+                 freeze: tuple[str, ...] = ()) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.loaded = load(model, lora=lora, dtype=dtype, device=device, freeze=freeze)
+        self.lora, self.frozen, self.max_batch_tokens = lora, freeze, max_batch_tokens
+        self.model, self.processor = self.loaded.model, self.loaded.processor
+        self._wire(max_batch_tokens)
+        super().__init__(self, tokens_per_batch=max_batch_tokens)
+
+    def _wire(self, budget: int) -> None:
+        """Token rules, prompts, the sampler and the scorer, all over one mask of banned tokens."""
+        net, text = self.model, self.model.config.get_text_config(decoder=True)
+        generation = net.generation_config
+        width = net.get_output_embeddings().weight.shape[0]
+        self.never = tokens.suppressed(net.config, self.processor, width, generation)
+        """Token id -> why it is never sampled."""
+        ends = tokens.ends(self.processor.tokenizer, generation)
+        first = next(net.parameters())
+        self.limit: int | None = getattr(text, "max_position_embeddings", None)
+        self.prompts = Prompts(
+            self.processor, placeholders=tokens.placeholders(self.never), limit=self.limit,
+            device=first.device, ends=ends, dtype=first.dtype)
+        ends |= {self.prompts.chat.end[-1]}
+        self.prompts.chat.ends = ends
+        for token in ends:
+            self.never.pop(token, None)
+        banned_V = torch.zeros(width, dtype=torch.bool, device=first.device)
+        banned_V[sorted(self.never)] = True
+        self.banned_V = banned_V
+        self.sampler = Sampler(net, self.prompts, banned_V, ends, self.decode, budget)
+        self.scorer = Shared(net, self.prompts, banned_V, budget)
+
+    # -- text and pictures ------------------------------------------------------------------
+
+    def bind(self, open_media: Callable[..., Any]) -> None:
+        """Give the engine the reader that turns a Media into a PIL RGB picture."""
+        self.prompts.open_media = open_media
+
+    def render(self, context: Context) -> tuple[tuple[int, ...], tuple[Media, ...]]:
+        """Prompt ids, placeholders expanded, and the pictures in order. Never truncated."""
+        return self.prompts.render(context)
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """An answer's ids with the chat template's end of turn. Refuses placeholders in it."""
+        return self._allowed(text, self.prompts.chat.encode(text))
+
+    def _allowed(self, text: str, ids: tuple[int, ...]) -> tuple[int, ...]:
+        bad = next((t for t in ids if t in self.never), None)
+        if bad is not None:
+            name = self.processor.tokenizer.convert_ids_to_tokens(bad)
+            raise SelfloopError(f"the answer {text[:60]!r} contains {name}, which an assistant "
+                                f"cannot write ({self.never[bad]}): remove it from the text")
+        return ids
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Drawn tokens as text, without special tokens."""
+        return str(self.processor.tokenizer.decode(
+            list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    # -- drawing ----------------------------------------------------------------------------
+
+    def generate(self, requests: Sequence[Request], version: int) -> list[list[Turn]]:
+        """n turns for each request, drawn by exactly `version`; SelfloopError if it is gone.
+
+        Forced prefix tokens come first, with loss_mask 0 and log-prob 0.0. Answers are cut
+        ("length") where the model's positions end.
+        """
+        with self.at_version(version):
+            jobs = [self._job(request) for request in requests]
+            drawn = self.sampler.draw(jobs)
+        return [[_turn(job, d) for d in row] for job, row in zip(jobs, drawn, strict=True)]
+
+    def _job(self, request: Request) -> Job:
+        prompt, media = self.prompts.extend(request.context, request.history) \
+            if request.history else self.prompts.render(request.context)
+        prefix = request.sampling.prefix
+        forced = self._allowed(prefix, self.prompts.chat.encode(prefix, closed=False)) \
+            if prefix else ()
+        length = len(prompt) + len(forced)
+        self.prompts.check_length(length, len(media))
+        room = self.limit - length if self.limit is not None else request.sampling.max_new_tokens
+        return Job(prompt, media, forced, request.key, request.n, request.sampling, room)
+
+    # -- scoring and learning (the Policy of optimize/batch.py) -------------------------------
+
+    def rows(self, branch: Branch) -> list[Row]:
+        """The branch as token sequences; drawn tokens are kept, texts are tokenised."""
+        return rows_of(branch, self.render, self.encode)
+
+    def logps(self, rows: list[Row], *, entropy: bool = False
+              ) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
+        """For each row its trained tokens' log-probs [count], as the sampler defines them.
+
+        float32 (float64 for a float64 model), with graph when grad is enabled; entropies in nats.
+        Prompts shared by several rows are run once where that is exact (`training_path`).
+        """
+        for row in rows:
+            self.prompts.check_length(len(row.token_ids) - 1, len(row.media))
+        return self.scorer(rows, entropy=entropy)
+
+    @property
+    def training_path(self) -> str:
+        """"shared prefix", or "plain: " and why."""
+        return f"plain: {self.scorer.why_not}" if self.scorer.why_not else "shared prefix"
+
+    def trainable(self) -> dict[str, torch.Tensor]:
+        """Name -> parameter that learns, in the model's own order."""
+        return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+
+    # -- files and accounts -----------------------------------------------------------------
+
+    def save(self, folder: Path) -> None:
+        """A from_pretrained folder with its processor; with LoRA, the PEFT adapter folder."""
+        hf_save.save(self.loaded, Path(folder))
+
+    def save_merged(self, folder: Path) -> None:
+        """Full weights with the adapters merged in (the same as `save` without LoRA)."""
+        hf_save.save_merged(self.loaded, Path(folder))
+
+    def flops(self, forward_tokens: int, trained_tokens: int) -> float:
+        """2N a token read and 6N a token trained on (4N with LoRA: no weight gradients).
+
+        N = parameters without the input embeddings (Kaplan et al. 2020, table 1); the vision
+        tower's are counted as if every token passed it.
+        """
+        return self._size * (2.0 * forward_tokens + (4.0 if self.lora else 6.0) * trained_tokens)
+
+    @cached_property
+    def _size(self) -> int:
+        return hf_save.size(self.model)
+
+    def fingerprint(self) -> str:
+        """Hash of weight files, configs, processor files, LoRA settings, dtype and freezing."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return hf_save.fingerprint(
+            self.loaded, [str(self.lora), str(self.model.dtype), *self.frozen])
+
+
+def _turn(job: Job, drawn: Drawn) -> Turn:
+    """A drawn answer as the loop stores it."""
+    forced = len(job.forced)
+    logprobs = (*(0.0,) * forced, *drawn.logprobs) if drawn.logprobs is not None else None
+    return Turn(
+        prompt_token_ids=job.prompt, media=job.media, token_ids=(*job.forced, *drawn.token_ids),
+        logprobs=logprobs, temperature=job.sampling.temperature or 1.0,
+        loss_mask=(*(0,) * forced, *(1,) * len(drawn.token_ids)) if forced else None,
+        finish_reason=drawn.finish_reason)

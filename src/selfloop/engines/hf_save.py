@@ -1,0 +1,54 @@
+"""Folders that plain from_pretrained loads, and the identity and size of a model."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from selfloop.engines.hf_load import Loaded
+
+
+def save(loaded: Loaded, folder: Path) -> None:
+    """Model (or PEFT adapter), processor, chat template and generation config."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if loaded.peft is not None:
+        loaded.peft.save_pretrained(folder, safe_serialization=True)
+    else:
+        loaded.model.save_pretrained(folder)
+    loaded.processor.save_pretrained(folder)
+
+
+def save_merged(loaded: Loaded, folder: Path) -> None:
+    """Full weights, adapters merged; the model in memory is left as it was."""
+    if loaded.peft is None:
+        save(loaded, folder)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    # Merged on a copy: unmerging again would leave rounding in the weights that go on learning.
+    merged = copy.deepcopy(loaded.peft).merge_and_unload()
+    merged.save_pretrained(folder)
+    loaded.processor.save_pretrained(folder)
+
+
+def fingerprint(loaded: Loaded, settings: Sequence[str]) -> str:
+    """Hash of the folder's weights, configs, processor and template files, and of settings."""
+    found = hashlib.blake2b(digest_size=16)
+    for path in sorted(loaded.folder.iterdir()):
+        if path.is_file() and path.suffix in (".safetensors", ".json", ".jinja", ".txt", ".model"):
+            found.update(path.name.encode() + b"\0")
+            with open(path, "rb") as file:
+                found.update(hashlib.file_digest(file, "blake2b").digest())
+    for setting in settings:
+        found.update(setting.encode() + b"\0")
+    return found.hexdigest()
+
+
+def size(model: Any) -> int:
+    """Parameters that multiply activations: all but the input embeddings (unless tied)."""
+    embedding = model.get_input_embeddings().weight
+    head = model.get_output_embeddings().weight
+    total = sum(int(p.numel()) for p in model.parameters())
+    return total if embedding is head else total - int(embedding.numel())

@@ -1,0 +1,125 @@
+"""Which tokens may never be sampled: placeholders that stand for pixels or frames, pad, bos.
+
+A sampled placeholder would enter the next prompt without a picture behind it, and the model then
+either fails or silently reads another picture's features. They are found by what the model's
+config, the processor and the tokenizer call them, not by a list of model families.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from PIL import Image
+
+_MODALITY = re.compile(
+    r"image|img|video|audio|vision|visual|frame|pixel|(^|_)(bo|eo)[iva](_|$)", re.IGNORECASE)
+"""Words for what a processor expands; boi/eoi and kin are the field's names for begin/end."""
+_IDS = re.compile(r"_token_(id|index|ids|indices)$")
+_NOT_EXPANDED = re.compile(r"box|object|think|tool|point|quad|ref", re.IGNORECASE)
+"""What an assistant writes *about* pictures stays allowed (grounding, tools, thinking)."""
+
+
+def suppressed(model_config: Any, processor: Any, vocab_size: int, generation_config: Any = None
+               ) -> dict[int, str]:
+    """Token id -> why it may never be sampled; `set(...)` of it is what the sampler masks.
+
+    `vocab_size` is the width of the logits: rows beyond the tokenizer's length are padding of the
+    matrix and have no text. End-of-turn tokens are always allowed, also where pad equals eos.
+    """
+    tokenizer = processor.tokenizer
+    reasons: dict[int, str] = {}
+    for token, why in (*_configured(model_config.to_dict(), "config"),
+                       *_of_processor(processor), *_of_tokenizer(tokenizer), *_expanded(processor)):
+        if 0 <= token < vocab_size:
+            reasons.setdefault(token, why)
+    for name in ("pad", "bos"):
+        marker = getattr(tokenizer, f"{name}_token_id", None)
+        if marker is not None:
+            reasons.setdefault(int(marker), name)
+    for token in getattr(generation_config, "suppress_tokens", None) or ():
+        reasons.setdefault(int(token), "generation_config.suppress_tokens")
+    for token in range(len(tokenizer), vocab_size):
+        reasons.setdefault(token, "beyond the tokenizer's vocabulary")
+    for token in ends(tokenizer, generation_config):
+        reasons.pop(token, None)
+    return reasons
+
+
+def placeholders(reasons: Mapping[int, str]) -> frozenset[int]:
+    """Those of `suppressed` that stand for (parts of) pictures, videos or sounds."""
+    return frozenset(t for t, why in reasons.items() if why.startswith("placeholder"))
+
+
+def ends(tokenizer: Any, generation_config: Any = None) -> frozenset[int]:
+    """Tokens that end an answer: the tokenizer's eos and all of the generation config's."""
+    found = {tokenizer.eos_token_id}
+    given = getattr(generation_config, "eos_token_id", None)
+    found |= set(given) if isinstance(given, list | tuple) else {given}
+    return frozenset(int(t) for t in found if t is not None)
+
+
+def _configured(config: Mapping[str, Any], where: str) -> Iterator[tuple[int, str]]:
+    """`image_token_id`, `vision_start_token_id`, `boi_token_index` ... at any depth."""
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _configured(value, f"{where}.{name}")
+        elif isinstance(name, str) and _IDS.search(name) and _MODALITY.search(name):
+            values = value if isinstance(value, list | tuple) else (value,)
+            yield from ((v, f"placeholder: {where}.{name}") for v in values
+                        if isinstance(v, int) and not isinstance(v, bool))
+
+
+def _of_processor(processor: Any) -> Iterator[tuple[int, str]]:
+    """Attributes such as `image_token` (text) and `image_token_id` (number)."""
+    for name, value in sorted(vars(processor).items()):
+        if not _MODALITY.search(name):
+            continue
+        if _IDS.search(name):
+            values = value if isinstance(value, list | tuple) else (value,)
+            yield from ((v, f"placeholder: processor.{name}") for v in values
+                        if isinstance(v, int) and not isinstance(v, bool))
+        elif name.endswith("_token"):
+            yield from _named(processor.tokenizer, str(value), f"processor.{name}")
+
+
+def _of_tokenizer(tokenizer: Any) -> Iterator[tuple[int, str]]:
+    """Special tokens by the name they are given, and by their own text."""
+    named = {**getattr(tokenizer, "special_tokens_map", {}),
+             **(getattr(tokenizer, "_special_tokens_map", None) or {})}
+    for name, value in named.items():
+        if _MODALITY.search(name) and isinstance(value, str):
+            yield from _named(tokenizer, value, f"tokenizer.{name}")
+    for token, added in sorted(tokenizer.added_tokens_decoder.items()):
+        text = added.content
+        if added.special and _MODALITY.search(text) and not _NOT_EXPANDED.search(text):
+            yield token, f"placeholder: special token {text}"
+
+
+def _expanded(processor: Any) -> Iterator[tuple[int, str]]:
+    """Special tokens that the processor itself adds around a blank picture, such as tile marks.
+
+    Numbered ones ("<row_1_col_2>") stand for all tokens of the same form.
+    """
+    tokenizer = processor.tokenizer
+    asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "a"}]}]
+    try:
+        text = processor.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+        ids = processor(text=[text], images=[[Image.new("RGB", (64, 48))]], padding=False,
+                        truncation=False, add_special_tokens=False)["input_ids"][0]
+    except Exception:  # a folder that cannot read a picture fails, in words, at its first prompt
+        return
+    special = {t: a.content for t, a in tokenizer.added_tokens_decoder.items() if a.special}
+    written = set(tokenizer(text, add_special_tokens=False)["input_ids"])
+    forms = {re.sub(r"\d+", "0", special[int(t)]) for t in ids
+             if int(t) in special and int(t) not in written}
+    for token, content in sorted(special.items()):
+        if re.sub(r"\d+", "0", content) in forms:
+            yield token, f"placeholder: the processor writes {content}"
+
+
+def _named(tokenizer: Any, text: str, where: str) -> Iterator[tuple[int, str]]:
+    token = tokenizer.get_vocab().get(text)
+    if token is not None:
+        yield int(token), f"placeholder: {where} {text}"

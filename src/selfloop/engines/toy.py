@@ -1,0 +1,200 @@
+"""The toy engine: a table of logits, so that every test and tutorial runs the whole loop.
+
+Each (context, position) has its own softmax over a small vocabulary of words. It generates with
+numpy and learns through the same learner as a real model. It is no model of language: what it
+shares between contexts is nothing, so it learns exactly what it is shown.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from selfloop import keys
+from selfloop.optimize.rows import Row, rows_of
+from selfloop.roles import Request, SelfloopError
+from selfloop.types import Branch, Context, Media, Turn, digest
+
+PAD, BOS, EOS, IMAGE = 0, 1, 2, 3
+SPECIAL = ("<pad>", "<bos>", "<eos>", "<image>")
+WORDS = ("yes", "no", *"0123456789", "left", "right", "stop", "=", "ask", "easy", "hard")
+
+
+class ToyEngine:
+    """A tabular softmax policy with the whole engine interface; a CPU runs it in microseconds.
+
+    `contexts` rows of logits are addressed by a hash of the prompt's tokens and pictures,
+    `positions` columns by the number of answer tokens already drawn. Words outside the
+    vocabulary (in prompts and observations) become hashed ids above it.
+    """
+
+    supports = frozenset({"images", "forced_prefix", "history", "learn"})
+
+    def __init__(self, words: Sequence[str] = WORDS, *, contexts: int = 128, positions: int = 6,
+                 seed: int = 0, scale: float = 0.5) -> None:
+        self.words = (*SPECIAL, *words)
+        self.ids = {word: i for i, word in enumerate(self.words)}
+        self.shape = (contexts, positions, len(self.words))
+        table = keys.generator(f"toy/{seed}").normal(0, scale, self.shape)
+        table[:, 1:, EOS] += 3.0  # one-word answers are likely, so that most of them end
+        self._start(table)
+
+    def _start(self, table: np.ndarray) -> None:
+        import torch
+
+        from selfloop.optimize.learner import Learner
+
+        self.table = torch.nn.Parameter(torch.tensor(table, dtype=torch.float64))
+        self.learner = Learner(self)
+        self._named = digest([list(self.words), table.tolist()])
+
+    # -- text -------------------------------------------------------------------------------
+
+    def bind(self, open_media: Any) -> None:
+        """Pictures are addressed by their hash; opening one proves that it can be opened."""
+        self._open = open_media
+
+    def _word(self, word: str) -> int:
+        return self.ids.get(word, len(self.words) + keys.bits(word) % 100_000)
+
+    def render(self, context: Context) -> tuple[tuple[int, ...], tuple[Media, ...]]:
+        """<bos>, then each message's words; one <image> a picture."""
+        ids = [BOS]
+        for message in context.prompt:
+            ids.append(self._word(f"[{message.role}]"))
+            for part in message.content:
+                ids += [self._word(w) for w in part.text.split()] if part.type == "text" \
+                    else [IMAGE]
+        return tuple(ids), context.media
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """The words of an answer, then <eos>. Raises on a word that the toy cannot say."""
+        unknown = [w for w in text.split() if w not in self.ids]
+        if unknown:
+            raise SelfloopError(f"the toy engine has no word {unknown[0]!r}: add it to words=")
+        return (*(self.ids[w] for w in text.split()), EOS)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Words, special tokens left out."""
+        return " ".join(self.words[i] for i in token_ids if len(SPECIAL) <= i < len(self.words))
+
+    # -- the policy that the learner trains -------------------------------------------------
+
+    def rows(self, branch: Branch) -> list[Row]:
+        """See optimize.rows."""
+        return rows_of(branch, self.render, self.encode)
+
+    def trainable(self) -> dict[str, Any]:
+        """The table."""
+        return {"table": self.table}
+
+    def _address(self, prompt: Sequence[int], media: Sequence[Media]) -> int:
+        return keys.bits(f"{list(prompt)}/{[m.identity for m in media]}") % self.shape[0]
+
+    def logps(self, rows: list[Row], *, entropy: bool = False) -> tuple[list[Any], Any]:
+        """Log-probs of the trained tokens; each is conditioned on the prompt of its stretch."""
+        import torch
+
+        found: list[Any] = []
+        entropies: list[Any] = []
+        for row in rows:
+            where = list(self._cells(row))
+            logits_TV = torch.stack([self.table[c, p] for c, p, _ in where]) / row.temperature
+            logits_TV[:, [PAD, BOS, IMAGE]] = -torch.inf
+            logp_TV = torch.log_softmax(logits_TV, -1)
+            token_T = torch.tensor([t for _, _, t in where])
+            found.append(logp_TV[torch.arange(len(where)), token_T])
+            if entropy:
+                allowed_TV = logp_TV[:, [i for i in range(self.shape[2])
+                                         if i not in (PAD, BOS, IMAGE)]]
+                entropies.append(-(allowed_TV.exp() * allowed_TV).sum(-1))
+        return found, entropies if entropy else None
+
+    def _cells(self, row: Row) -> Iterator[tuple[int, int, int]]:
+        """(context, position, token) of every trained token."""
+        start = row.prompt
+        for i, (token, trained) in enumerate(zip(row.token_ids, row.trained, strict=True)):
+            if i < row.prompt:
+                continue
+            if trained and not row.trained[i - 1]:
+                start = i if i > row.prompt else row.prompt
+            if trained:
+                media = row.media[:row.token_ids[:start].count(IMAGE)]
+                yield (self._address(row.token_ids[:start], media),
+                       min(i - start, self.shape[1] - 1), token)
+
+    # -- generation -------------------------------------------------------------------------
+
+    def generate(self, requests: Sequence[Request], version: int) -> list[list[Turn]]:
+        """n turns for each request."""
+        with self.at_version(version):
+            table = self.table.detach().numpy().copy()
+        return [[self._draw(table, request, i) for i in range(request.n)] for request in requests]
+
+    def _draw(self, table: np.ndarray, request: Request, draw: int) -> Turn:
+        prompt, media = self._prompt(request)
+        for medium in media:
+            self._open(medium)
+        sampling = request.sampling
+        forced = [self.ids[w] for w in sampling.prefix.split()]
+        u = keys.uniforms(f"{request.key}/{draw}", sampling.max_new_tokens)
+        tokens, logprobs = list(forced), [0.0] * len(forced)
+        start = (*prompt, *forced)
+        cell = self._address(start, media)
+        temperature = sampling.temperature or 1.0
+        for t in range(sampling.max_new_tokens):
+            logits = table[cell, min(t, self.shape[1] - 1)] / temperature
+            logits[[PAD, BOS, IMAGE]] = -np.inf
+            logp = logits - logits.max()
+            logp -= np.log(np.exp(logp).sum())
+            token = int(logp.argmax()) if sampling.temperature == 0 else min(
+                int(np.searchsorted(np.cumsum(np.exp(logp)), u[t], side="right")),
+                len(logp) - 1)
+            tokens.append(token)
+            logprobs.append(float(logp[token]))
+            if token == EOS:
+                break
+        return Turn(
+            prompt_token_ids=prompt, media=media, token_ids=tuple(tokens),
+            logprobs=tuple(logprobs) if sampling.temperature else None, temperature=temperature,
+            loss_mask=(0,) * len(forced) + (1,) * (len(tokens) - len(forced)),
+            finish_reason="stop" if tokens[-1] == EOS else "length",
+        )
+
+    def _prompt(self, request: Request) -> tuple[tuple[int, ...], tuple[Media, ...]]:
+        """The drawn tokens of earlier turns stay as they were; only what is new is rendered."""
+        if not request.history:
+            return self.render(request.context)
+        last = request.history[-1]
+        new = request.context.prompt
+        at = max(i for i, m in enumerate(new) if m.role == "assistant") + 1
+        fresh = Context(prompt=new[at:], media=request.context.media[len(last.media):])
+        ids, media = self.render(fresh)
+        return (*last.prompt_token_ids, *last.token_ids, *ids[1:]), (*last.media, *media)
+
+    # -- the learner's verbs ----------------------------------------------------------------
+
+    def __getattr__(self, name: str) -> Any:
+        verbs = ("logprobs", "forward_backward", "optim_step", "reset_optimizer", "publish",
+                 "save_state", "load_state", "restart", "version", "at_version")
+        if name in verbs:
+            return getattr(self.learner, name)
+        raise AttributeError(name)
+
+    def save(self, folder: Path) -> None:
+        """The table as JSON: the toy is nobody's pretrained model."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "toy.json").write_text(json.dumps(
+            {"words": self.words, "table": self.table.tolist()}))
+
+    def flops(self, forward_tokens: int, trained_tokens: int) -> float:
+        """2V a token read, 6V a token trained."""
+        return self.shape[2] * (2.0 * forward_tokens + 6.0 * trained_tokens)
+
+    def fingerprint(self) -> str:
+        """Hash of the starting table and the words."""
+        return self._named

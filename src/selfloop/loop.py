@@ -1,0 +1,160 @@
+"""A method, described: a value that can be printed, checked, fingerprinted and run.
+
+Nothing here runs anything; see running.py. A recipe is a short function that returns a Loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
+
+from selfloop.collect import drawing
+from selfloop.doors import is_async
+from selfloop.evaluate.gate import Gate
+from selfloop.organize import judging
+from selfloop.roles import (
+    Loss, Optim, Organizer, Sampler, Sampling, SelfloopError, Verifier, check_call, name_of,
+    parameters, reads, source_hash,
+)
+from selfloop.types import digest
+
+ORGANIZER_OFFERED = ("groups", "state", "key", "answers", "rationales")
+NOT_IN_FINGERPRINT = frozenset({"iterations", "save_every", "max_errors"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learn:
+    """How one role learns: what makes its signals, which loss reads them, how it steps."""
+
+    organizer: Organizer
+    loss: Loss
+    optim: Optim = Optim()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What is measured on the dev split at the end of every iteration."""
+
+    metric: Verifier
+    """Judges greedy answers; the only place where dev labels are read."""
+    sampling: Sampling = Sampling(temperature=0.0, max_new_tokens=64)
+    no_image: bool = True
+    """Also answer with the pictures taken out, to see what the text alone gives away."""
+    draws: int = 0
+    """Also draw so many answers at temperature 1, for pass@k and the vote."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loop:
+    """One self-improvement method: collect, verify, organize, optimize, evaluate, gate."""
+
+    name: str
+    sampler: Sampler | None = None
+    verifier: Verifier | None = None
+    learn: Mapping[str, Learn]
+    """Role -> how it learns. A proposer can be trained beside its solver."""
+    evaluation: Evaluation | None = None
+    gate: Gate | None = field(default_factory=Gate)
+    iterations: int = 3
+    steps: int = 1
+    """Collect-organize-optimize steps between two gates."""
+    samples: int | None = None
+    """Problems a step; None = all of the data."""
+    shard: int = 256
+    """Problems that are drawn together and stored together."""
+    max_waves: int = 1
+    max_staleness: int = 0
+    """Step r is drawn by exactly version r - k."""
+    save_every: int = 1
+    """Steps between checkpoints; iterations always end with one."""
+    max_errors: float = 0.05
+    """Share of verdicts that may be verifier failures before the run stops."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for what in ("iterations", "steps", "shard", "max_waves", "save_every"):
+            if getattr(self, what) < 1:
+                raise SelfloopError(f"Loop.{what}={getattr(self, what)}: must be at least 1")
+        if self.max_staleness < 0 or (self.samples is not None and self.samples < 1):
+            raise SelfloopError("Loop.max_staleness must be >= 0 and Loop.samples >= 1 or None")
+        if not self.learn:
+            raise SelfloopError(f"loop {self.name!r} learns nothing: give learn={{'solver': ...}}")
+        if self.sampler is not None:
+            check_call("sampler", self.sampler, drawing.OFFERED)
+        if self.verifier is not None:
+            check_call("verifier", self.verifier, judging.OFFERED)
+            self._check_verifier(self.verifier)
+        if self.verifier is not None and self.sampler is None:
+            raise SelfloopError(
+                f"verifier {name_of(self.verifier)} has nothing to judge, because sampler is "
+                "None: give a sampler, or drop the verifier")
+        for role, how in self.learn.items():
+            check_call("organizer", how.organizer, ORGANIZER_OFFERED)
+            self._check_learn(role, how)
+        if self.gate is not None and self.evaluation is None:
+            object.__setattr__(self, "gate", None)
+
+    @staticmethod
+    def _check_verifier(verifier: Verifier) -> None:
+        if "generate" in parameters(verifier) and not is_async(verifier):
+            raise SelfloopError(
+                f"verifier {name_of(verifier)} names `generate`, which must be awaited: "
+                "write it as `async def`")
+
+    def _check_learn(self, role: str, how: Learn) -> None:
+        makes = getattr(how.organizer, "makes", None)
+        if makes is not None:
+            example = makes() if callable(makes) else makes
+            if not any(how.loss.accepts(signal) for signal in example):
+                kinds = sorted({type(s).__name__ + str(sorted(s.branches)) for s in example})
+                raise SelfloopError(
+                    f"role {role!r}: organizer {name_of(how.organizer)} makes {', '.join(kinds)}, "
+                    f"which loss {type(how.loss).__name__} cannot read: "
+                    "choose a loss for these signals or a maker for this loss")
+        if self.max_staleness and how.optim.start == "seed":
+            raise SelfloopError(
+                f"role {role!r}: Optim(start='seed') with Loop(max_staleness="
+                f"{self.max_staleness}): stale draws of restarted weights have no meaning; "
+                "set max_staleness=0 or start='previous'")
+        if getattr(how.organizer, "wants", None) is None and self.max_waves > 1 \
+                and len(self.learn) == 1:
+            raise SelfloopError(
+                f"Loop(max_waves={self.max_waves}) with organizer {name_of(how.organizer)}, "
+                "which has no `wants(groups)`: it would never ask for another wave")
+
+    @property
+    def labels_read(self) -> dict[str, frozenset[str]]:
+        """Which component reads which gold values while training (dev labels not counted)."""
+        parts = {"sampler": self.sampler, "verifier": self.verifier,
+                 **{f"organizer of {role}": how.organizer for role, how in self.learn.items()}}
+        return {what: reads(part) for what, part in parts.items()
+                if part is not None and reads(part)}
+
+    def fingerprint(self) -> str:
+        """Hash of everything that decides what is computed; more iterations keep it."""
+        return digest(self.described())
+
+    def described(self) -> dict[str, object]:
+        """The loop as JSON: components by module:name with their options and source hashes."""
+        return {f.name: _described(getattr(self, f.name)) for f in fields(self)
+                if f.name not in NOT_IN_FINGERPRINT}
+
+
+def _described(value: object) -> object:
+    if is_dataclass(value) and not isinstance(value, type):
+        own = {f.name: _described(getattr(value, f.name)) for f in fields(value) if f.init}
+        return {"is": source_hash(value), **own}
+    if isinstance(value, Mapping):
+        return {str(k): _described(v) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return [_described(v) for v in value]
+    if isinstance(value, frozenset | set):
+        return sorted(str(v) for v in value)
+    if callable(value):
+        return source_hash(value)
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    return repr(value)
+
+

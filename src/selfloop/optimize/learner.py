@@ -1,0 +1,300 @@
+"""The learner: signals and a loss in, gradients and AdamW steps out. It knows no method by name.
+
+Each term of a loss is a sum over the micro-batch, divided once by the term's unit count over the
+whole batch, so micro-batching cannot change the mathematics.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from selfloop.optimize.batch import Batch, Policy, Scored
+from selfloop.optimize.rows import Row
+from selfloop.roles import Known, Loss, Optim, SelfloopError
+from selfloop.types import Advantage, AnySignal, Branch, Pair
+
+
+class Learner:
+    """Holds the optimizer and the published versions of one policy's trainable tensors."""
+
+    def __init__(self, policy: Policy, *, tokens_per_batch: int = 16384) -> None:
+        self.policy = policy
+        self.tokens_per_batch = tokens_per_batch
+        self.version = 0
+        self._optimizer: torch.optim.AdamW | None = None
+        self._seed = self._copy()
+        self._published: dict[int, dict[str, torch.Tensor]] = {}
+
+    # -- versions ---------------------------------------------------------------------------
+
+    def _copy(self) -> dict[str, torch.Tensor]:
+        return {n: p.detach().clone() for n, p in self.policy.trainable().items()}
+
+    def _put(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self.policy.trainable().items():
+                parameter.copy_(tensors[name])
+
+    def publish(self, version: int, keep: int) -> None:
+        """Name the current weights; with keep > 0 older versions stay for sampling."""
+        if keep > 0 and self.version != version and self.version not in self._published:
+            raise SelfloopError(
+                f"version {self.version} was overwritten before {version} was published")
+        self.version = version
+        if keep > 0:
+            self._published[version] = self._copy()
+            for old in [v for v in self._published if v < version - keep]:
+                del self._published[old]
+
+    @contextmanager
+    def at_version(self, version: int | str) -> Iterator[None]:
+        """Run with another version's weights: "current", "seed" or a published number."""
+        if version == "current" or version == self.version:
+            yield
+            return
+        tensors = self._seed if version == "seed" else self._published.get(int(version))
+        if tensors is None:
+            raise SelfloopError(
+                f"asked for policy version {version}, but the engine holds {self.version}"
+                f"{' and ' + str(sorted(self._published)) if self._published else ''}"
+            )
+        now = self._copy()
+        self._put(tensors)
+        try:
+            yield
+        finally:
+            self._put(now)
+
+    def restart(self) -> None:
+        """Back to the seed's weights, with a fresh optimizer."""
+        self._put(self._seed)
+        self.reset_optimizer()
+
+    # -- scoring ----------------------------------------------------------------------------
+
+    def logprobs(self, branches: Sequence[Branch], version: int | str = "current"
+                 ) -> list[list[float]]:
+        """Log-probs of each branch's trained tokens, rows concatenated."""
+        rows_of = [self.policy.rows(branch) for branch in branches]
+        flat = [row for rows in rows_of for row in rows]
+        found: list[list[float]] = []
+        with torch.no_grad(), self.at_version(version):
+            for chunk in _chunks(flat, self.tokens_per_batch * 4):
+                logps, _ = self.policy.logps([flat[i] for i in chunk])
+                found += [lp.tolist() for lp in logps]
+        scored = iter(found)
+        return [[x for _ in rows for x in next(scored)] for rows in rows_of]
+
+    # -- learning ---------------------------------------------------------------------------
+
+    def forward_backward(self, signals: Sequence[AnySignal], loss: Loss, known: Known
+                         ) -> dict[str, float]:
+        """Accumulate gradients of the loss over all signals; returns its terms and monitors."""
+        rows = [{name: self.policy.rows(branch) for name, branch in s.branches.items()
+                 if not (s.kind == "distill" and name == "teacher")} for s in signals]
+        refused = next((s for s in signals if not loss.accepts(s)), None)
+        if refused is not None:
+            raise SelfloopError(
+                f"loss {type(loss).__name__} cannot read a {refused.kind} with branches "
+                f"{sorted(refused.branches)} (sample {refused.sample})")
+        names = sorted({name for r in rows for name in r})
+        tokens = {n: [sum(x.count for x in r.get(n, ())) for r in rows] for n in names}
+        units = loss.units(signals, tokens)
+        totals: dict[str, float] = {}
+        gaps: list[float] = []
+        for chunk in self._micro_batches(signals, rows):
+            batch = self._batch([signals[i] for i in chunk], [rows[i] for i in chunk], chunk,
+                                loss, known)
+            terms = loss(batch)
+            total = sum(w * x / max(units[name], 1e-12) for name, (w, x) in terms.items())
+            self._backward(total, batch)
+            for name, (w, x) in terms.items():
+                totals[name] = totals.get(name, 0.0) + w * float(x.detach()) / max(units[name], 1e-12)
+            gaps += _gap(batch)
+        every = [row for named in rows for rs in named.values() for row in rs]
+        totals["tokens_read"] = float(sum(len(row.token_ids) for row in every))
+        totals["tokens_trained"] = float(sum(row.count for row in every))
+        if gaps:
+            totals["sampler_gap"] = max(gaps)
+        return totals
+
+    def _backward(self, total: Any, batch: Batch) -> None:
+        if not torch.isfinite(total):
+            samples = ", ".join(sorted({s.sample for s in batch.signals})[:8])
+            raise SelfloopError(
+                f"the loss became {float(total.detach())} on samples {samples}: nothing was "
+                "stepped; lower Optim.lr or look at these samples with `selfloop show`")
+        total.backward()
+
+    def _micro_batches(self, signals: Sequence[AnySignal], rows: list[dict[str, list[Row]]]
+                       ) -> list[list[int]]:
+        """Signals of one kind and shape together, each batch within the token budget."""
+        kinds: dict[Any, list[int]] = {}
+        for i, (signal, named) in enumerate(zip(signals, rows, strict=True)):
+            kinds.setdefault((signal.kind, tuple(sorted(named))), []).append(i)
+        found: list[list[int]] = []
+        for mine in kinds.values():
+            whole = [Row((0,) * sum(len(r.token_ids) for rs in rows[i].values() for r in rs),
+                         (), (), 0) for i in mine]
+            found += [[mine[j] for j in chunk] for chunk in _chunks(whole, self.tokens_per_batch)]
+        return found
+
+    def _batch(self, signals: list[AnySignal], rows: list[dict[str, list[Row]]], index: list[int],
+               loss: Loss, known: Known) -> Batch:
+        names = sorted(rows[0])
+        flat = [row for n in names for r in rows for row in r[n]]
+        logps, entropies = self.policy.logps(flat, entropy="entropy" in loss.needs)
+        at = 0
+        branches: dict[str, Scored] = {}
+        for name in names:
+            parts: list[Any] = []
+            entropy: list[Any] = []
+            for r in rows:
+                upto = at + len(r[name])
+                parts.append(torch.cat(logps[at:upto]))
+                if entropies is not None:
+                    entropy.append(torch.cat(entropies[at:upto]))
+                at = upto
+            branches[name] = _scored(name, parts, entropy, [r[name] for r in rows], index, known)
+        weight_B = torch.tensor([s.weight for s in signals])
+        answer = branches.get("answer")
+        return Batch(
+            tuple(signals), branches, weight_B,
+            _advantages(signals, answer) if answer is not None else None,
+            torch.tensor([s.margin if isinstance(s, Pair) else 0.0 for s in signals]),
+        )
+
+    def optim_step(self, optim: Optim, lr: float) -> dict[str, float]:
+        """Clip, step, clear. Refuses to step on a gradient that is not finite."""
+        parameters = list(self.policy.trainable().values())
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, optim.clip))
+        if norm != norm or norm == float("inf"):
+            raise SelfloopError(
+                f"the gradient norm became {norm}: nothing was stepped; lower Optim.lr ({lr:g})")
+        optimizer = self._adamw(optim)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+            group["weight_decay"] = optim.weight_decay
+            group["betas"] = optim.betas
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return {"grad_norm": norm}
+
+    def _adamw(self, optim: Optim) -> torch.optim.AdamW:
+        if self._optimizer is None:
+            self._optimizer = torch.optim.AdamW(
+                list(self.policy.trainable().values()), lr=optim.lr, betas=optim.betas,
+                weight_decay=optim.weight_decay, foreach=True)
+        return self._optimizer
+
+    def reset_optimizer(self) -> None:
+        """Forget the moments."""
+        self._optimizer = None
+        for parameter in self.policy.trainable().values():
+            parameter.grad = None
+
+    # -- state ------------------------------------------------------------------------------
+
+    def save_state(self, folder: Path) -> None:
+        """Trainable weights, moments and published versions: safetensors and JSON only."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(_contiguous(self._copy()), folder / "trainable.safetensors")
+        for version, tensors in self._published.items():
+            save_file(_contiguous(tensors), folder / f"published-{version}.safetensors")
+        moments: dict[str, torch.Tensor] = {}
+        if self._optimizer is not None:
+            for name, parameter in self.policy.trainable().items():
+                for key, value in self._optimizer.state.get(parameter, {}).items():
+                    moments[f"{key}/{name}"] = value
+        save_file(_contiguous(moments), folder / "optimizer.safetensors")
+        (folder / "learner.json").write_text(json.dumps(
+            {"version": self.version, "published": sorted(self._published)}))
+
+    def load_state(self, folder: Path) -> None:
+        """The inverse of `save_state`, bit for bit."""
+        about = json.loads((folder / "learner.json").read_text())
+        self._put(load_file(folder / "trainable.safetensors"))
+        self.version = about["version"]
+        self._published = {
+            v: load_file(folder / f"published-{v}.safetensors") for v in about["published"]}
+        self.reset_optimizer()
+        moments = load_file(folder / "optimizer.safetensors")
+        if moments:
+            optimizer = self._adamw(Optim())
+            for name, parameter in self.policy.trainable().items():
+                optimizer.state[parameter] = {
+                    key: moments[f"{key}/{name}"] for key in ("step", "exp_avg", "exp_avg_sq")
+                    if f"{key}/{name}" in moments}
+
+
+def _contiguous(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copies that share no storage, as safetensors asks."""
+    return {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
+
+
+def _chunks(rows: Sequence[Row], budget: int) -> list[list[int]]:
+    """Indices in order, cut where rows padded to the longest would pass the token budget."""
+    found: list[list[int]] = [[]]
+    longest = 0
+    for i, row in enumerate(rows):
+        longest = max(longest, len(row.token_ids))
+        if found[-1] and longest * (len(found[-1]) + 1) > budget:
+            found.append([])
+            longest = len(row.token_ids)
+        found[-1].append(i)
+    return [chunk for chunk in found if chunk]
+
+
+def _padded(parts: Sequence[Any]) -> Any:
+    return torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
+
+
+def _scored(name: str, parts: list[Any], entropy: list[Any], rows: list[list[Row]],
+            index: list[int], known: Known) -> Scored:
+    mask_BT = _padded([torch.ones_like(p) for p in parts]).detach()
+
+    def given(what: str) -> Any | None:
+        table = known.get(what, {})
+        found = [table.get((i, name)) for i in index]
+        if any(f is None for f in found):
+            return None
+        return _padded([torch.tensor(f, dtype=parts[0].dtype) for f in found])
+
+    old_BT = given("old")
+    drawn = [None if any(r.drawn is None for r in rs) else [x for r in rs for x in r.drawn or ()]
+             for rs in rows]
+    if old_BT is None and all(d is not None for d in drawn):
+        old_BT = _padded([torch.tensor(d, dtype=parts[0].dtype) for d in drawn])
+    return Scored(_padded(parts), mask_BT, old_BT, given("reference"), given("teacher"),
+                  _padded(entropy) if entropy else None)
+
+
+def _advantages(signals: Sequence[AnySignal], answer: Scored) -> Any:
+    """One number a signal spread over its tokens, or one number a token."""
+    rows = []
+    for signal, mask_T in zip(signals, answer.mask_BT, strict=True):
+        value = signal.advantage if isinstance(signal, Advantage) else 0.0
+        length = int(mask_T.sum())
+        if isinstance(value, tuple) and len(value) != length:
+            raise SelfloopError(
+                f"sample {signal.sample}: {len(value)} token advantages for {length} tokens")
+        rows.append(torch.tensor(value) if isinstance(value, tuple) else
+                    torch.full((length,), float(value)))
+    padded_BT = _padded(rows)
+    return torch.nn.functional.pad(padded_BT, (0, answer.mask_BT.shape[1] - padded_BT.shape[1]))
+
+
+def _gap(batch: Batch) -> list[float]:
+    """Largest |sampler - learner| log-prob gap of each drawn answer in this micro-batch."""
+    scored = batch.branches.get("answer")
+    if scored is None or scored.old_BT is None:
+        return []
+    gap_BT = (scored.logp_BT.detach() - scored.old_BT).abs() * scored.mask_BT
+    return [float(g) for g in gap_BT.amax(-1)]

@@ -1,0 +1,113 @@
+"""Rows to log-probs: the plain path, one forward pass over whole sequences padded on the right.
+
+The normaliser is the sampler's own: float32, divided by the row's temperature, suppressed tokens
+at minus infinity. Logits are computed on answer positions only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from selfloop.optimize.rows import Row
+from selfloop.types import Media
+
+Sequence_ = tuple[tuple[int, ...], tuple[Media, ...]]
+"""Token ids (placeholders expanded) and the pictures behind the placeholders, in order."""
+
+
+class Reader(Protocol):
+    """How token sequences with pictures become a model's keyword arguments."""
+
+    placeholders: frozenset[int]
+    """Ids that stand for picture features."""
+
+    def inputs(self, sequences: Sequence[Sequence_]) -> dict[str, torch.Tensor]:
+        """input_ids and attention_mask [B, T] padded right, pixels, and per-token types."""
+        ...
+
+    def signature(self, media: tuple[Media, ...]) -> Hashable:
+        """Sequences of equal signature may share a batch (their pixel tensors concatenate)."""
+        ...
+
+
+class Answers(Protocol):
+    """One path from rows to the log-probs of their trained tokens."""
+
+    def __call__(self, rows: Sequence[Row], *, entropy: bool
+                 ) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]: ...
+
+
+def token_logps(
+    logits_NV: torch.Tensor, ids_N: torch.Tensor, temperature_N: torch.Tensor,
+    banned_V: torch.Tensor, entropy: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Log-probs of given tokens (nats), and the distribution's entropies, in float32 or wider."""
+    wide_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+    wide_NV = wide_NV.masked_fill(banned_V, -torch.inf) / temperature_N[:, None].to(wide_NV.dtype)
+    logp_NV = torch.log_softmax(wide_NV, -1)
+    logp_N = logp_NV.gather(1, ids_N[:, None])[:, 0]
+    if not entropy:
+        return logp_N, None
+    # 0 * -inf is NaN, in the value and in its gradient: banned tokens are taken out first.
+    kept_NV = logp_NV.masked_fill(banned_V, 0.0)
+    return logp_N, -(kept_NV.exp().masked_fill(banned_V, 0.0) * kept_NV).sum(-1)
+
+
+class Plain:
+    """Whole sequences, each row with its own copy of the prompt."""
+
+    def __init__(self, model: Any, reader: Reader, banned_V: torch.Tensor, budget: int) -> None:
+        self.model, self.reader, self.banned_V, self.budget = model, reader, banned_V, budget
+
+    def __call__(self, rows: Sequence[Row], *, entropy: bool = False
+                 ) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
+        """Per row, in order, the log-probs of its trained tokens (and entropies if asked)."""
+        logps: list[Any] = [None] * len(rows)
+        entropies: list[Any] = [None] * len(rows)
+        for index in self._batches(rows):
+            found, measured = self._forward([rows[i] for i in index], entropy)
+            for place, i in enumerate(index):
+                logps[i] = found[place]
+                entropies[i] = measured[place] if measured is not None else None
+        return logps, entropies if entropy else None
+
+    def _batches(self, rows: Sequence[Row]) -> list[list[int]]:
+        """Row indices, similar lengths together, padded size within the token budget."""
+        signatures = [self.reader.signature(row.media) for row in rows]
+        order = sorted(range(len(rows)), key=lambda i: (
+            repr(signatures[i]), rows[i].prompt, len(rows[i].token_ids), i))
+        found: list[list[int]] = []
+        longest = 0
+        for i in order:
+            longest = max(longest, len(rows[i].token_ids))
+            fits = found and signatures[found[-1][0]] == signatures[i] \
+                and longest * (len(found[-1]) + 1) <= self.budget
+            if not fits:
+                found.append([])
+                longest = len(rows[i].token_ids)
+            found[-1].append(i)
+        return found
+
+    def _forward(self, rows: list[Row], entropy: bool
+                 ) -> tuple[Sequence[torch.Tensor], Sequence[torch.Tensor] | None]:
+        inputs = self.reader.inputs([(row.token_ids, row.media) for row in rows])
+        ids_BT = inputs["input_ids"]
+        first = min(row.prompt for row in rows) - 1
+        keep_T = torch.arange(first, ids_BT.shape[1] - 1, device=ids_BT.device)
+        logits_BTV = self.model(**inputs, use_cache=False, logits_to_keep=keep_T).logits
+        trained_BT = torch.zeros(ids_BT.shape, dtype=torch.bool)
+        for b, row in enumerate(rows):
+            trained_BT[b, :len(row.trained)] = torch.tensor(row.trained)
+        trained_BT = trained_BT[:, first + 1:].to(ids_BT.device)
+        counts = [row.count for row in rows]
+        temperature_N = torch.tensor(
+            [row.temperature for row in rows], device=ids_BT.device).repeat_interleave(
+                torch.tensor(counts, device=ids_BT.device))
+        logp_N, entropy_N = token_logps(
+            logits_BTV[trained_BT], ids_BT[:, first + 1:][trained_BT], temperature_N,
+            self.banned_V, entropy)
+        return (torch.split(logp_N, counts),
+                torch.split(entropy_N, counts) if entropy_N is not None else None)

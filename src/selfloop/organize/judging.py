@@ -1,0 +1,106 @@
+"""Stage 2 as the loop runs it: verdicts, with failures counted and never turned into zeros."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from selfloop.doors import Doors
+from selfloop.roles import Generate, Verifier, as_verdict, call_by_name, gold, name_of, parameters
+from selfloop.types import Group, Rollout, Verdict
+
+OFFERED = ("rollout", "group", "sample", "generate", "answer", "rationale", "key")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Groups with verdicts, and what went wrong on the way."""
+
+    groups: list[Group]
+    errors: int
+    rollouts: int
+    first_error: str
+
+
+def judge(verifier: Verifier | None, groups: Sequence[Group], doors: Doors) -> Judged:
+    """Judge every rollout of every group. Exceptions become error verdicts, with the reason."""
+    if verifier is None:
+        blank = [g.model_copy(update={"verdicts": (Verdict(),) * len(g.rollouts)}) for g in groups]
+        return Judged(blank, 0, 0, "")
+    one = _by_group if "group" in parameters(verifier) else _by_rollout
+    judged: list[Group] = doors.run(
+        [(g.sample, "verify", one(verifier, g, doors.scope)) for g in groups]
+    )
+    verdicts = [v for g in judged for v in g.verdicts]
+    errors = [v for v in verdicts if v.error]
+    return Judged(judged, len(errors), len(verdicts), errors[0].rationale if errors else "")
+
+
+def _job(verifier: Verifier, group: Group, scope: str,
+         judge_all: Callable[[Callable[..., Any]], Any]) -> Any:
+    sample = group.sample
+
+    def ask(generate: Any, **about: Any) -> Any:
+        return call_by_name(
+            verifier, generate=generate, sample=sample.unlabelled(),
+            key=f"{scope}/{sample.id}", **gold(verifier, sample), **about,
+        )
+
+    async def job(generate: Generate) -> Group:
+        found = judge_all(lambda **about: ask(generate, **about))
+        return await found if inspect.isawaitable(found) else found
+
+    return job
+
+
+def _by_rollout(verifier: Verifier, group: Group, scope: str) -> Any:
+    name = name_of(verifier)
+
+    async def judge_all(ask: Callable[..., Any]) -> Group:
+        return group.model_copy(update={"verdicts": tuple([
+            await _guarded(ask, name, group, rollout=rollout) for rollout in group.rollouts
+        ])})
+
+    return _job(verifier, group, scope, judge_all)
+
+
+async def _guarded(ask: Callable[..., Any], name: str, group: Group, rollout: Rollout) -> Verdict:
+    try:
+        value = ask(rollout=rollout)
+        return as_verdict(await value if inspect.isawaitable(value) else value, name)
+    except Exception as error:
+        return failure(name, rollout.id, group.sample.id, error)
+
+
+def failure(name: str, rollout: str, sample: str, error: Exception) -> Verdict:
+    """The verdict of a verifier that raised: unknown, with the reason kept."""
+    return Verdict(
+        error=True, verifier=name,
+        rationale=f"{name} raised {type(error).__name__} on rollout {rollout} "
+                  f"of sample {sample}: {error}",
+    )
+
+
+def _by_group(verifier: Verifier, group: Group, scope: str) -> Any:
+    name = name_of(verifier)
+    shown = group.model_copy(update={"sample": group.sample.unlabelled()})
+
+    async def judge_all(ask: Callable[..., Any]) -> Group:
+        try:
+            value = ask(group=shown)
+            found = await value if inspect.isawaitable(value) else value
+            if isinstance(found, Group):
+                return found.model_copy(update={"sample": group.sample})
+            return group.model_copy(update={
+                "verdicts": tuple(as_verdict(v, name) for v in found)
+            })
+        except Exception as error:
+            return group.model_copy(update={"verdicts": tuple(
+                failure(name, r.id, group.sample.id, error) for r in group.rollouts
+            )})
+
+    return _job(verifier, group, scope, judge_all)
+
+

@@ -1,0 +1,78 @@
+"""Verification without labels: agreement among the answers of one group (primitives V13, V14)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from selfloop.organize.verify.rules import final_answer
+from selfloop.types import Group, Rollout, Verdict
+
+
+def majority(answers: Sequence[str | None]) -> tuple[str | None, float]:
+    """(most frequent answer, its share of all answers); (None, 0.0) without any valid answer.
+
+    None never wins, but counts in the denominator. Ties go to the answer that came first.
+    """
+    counts = Counter(a for a in answers if a is not None)
+    if not counts:
+        return None, 0.0
+    answer, count = counts.most_common(1)[0]
+    return answer, count / len(answers)
+
+
+@dataclass(frozen=True)
+class MajorityVote:
+    """1 for answers that agree with the group's majority, 0 for the others (MM-UPT, arXiv
+    2505.22453). Abstains on the whole group when the majority's share is below `share`.
+    """
+
+    share: float = 0.5
+
+    def __call__(self, group: Group) -> list[Verdict]:
+        """One verdict a rollout."""
+        answers = [final_answer(r.text) for r in group.rollouts]
+        winner, share = majority(answers)
+        if winner is None or share < self.share:
+            return [Verdict(rationale=a or "", parts={"vote_share": share}) for a in answers]
+        return [Verdict(score=float(a == winner), rationale=a or "", parts={"vote_share": share})
+                for a in answers]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Chain check + agreement across questions and views: the label-free verifier.
+
+    `evidence(text)` is what the answer claims to have seen (None = unreadable); `follows(text,
+    question)` says whether its conclusion follows from it (None = cannot tell). Evidence is
+    voted on over all the group's rollouts, whatever they were asked, because all saw one
+    picture. Right = the chain holds and the evidence won. Abstains when no evidence has `share`
+    of the votes, or fewer than `least` rollouts carried any.
+    """
+
+    evidence: Callable[[str], str | None]
+    follows: Callable[[str, str], bool | None]
+    share: float = 0.5
+    least: int = 3
+
+    def __call__(self, group: Group) -> list[Verdict]:
+        """One verdict a rollout, the vote's share among its parts."""
+        holds = [self.follows(r.text, _question(r)) for r in group.rollouts]
+        seen = [self.evidence(r.text) if ok else None
+                for r, ok in zip(group.rollouts, holds, strict=True)]
+        winner, share = majority(seen)
+        decided = winner is not None and share >= self.share \
+            and sum(s is not None for s in seen) >= self.least
+        return [
+            Verdict(
+                score=float(ok and claim == winner) if decided and ok is not None else None,
+                parts={"vote_share": share}, rationale=final_answer(r.text) or "",
+            )
+            for r, ok, claim in zip(group.rollouts, holds, seen, strict=True)
+        ]
+
+
+def _question(rollout: Rollout) -> str:
+    asked = rollout.sampling.get("question")
+    return asked if isinstance(asked, str) else rollout.context.text

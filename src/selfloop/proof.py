@@ -1,0 +1,254 @@
+"""The proof: a method beside every arm that it has to beat, on questions that no loop has read.
+
+Each arm is a run of its own in a folder of its own, so a proof that is killed goes on where it
+was. Every figure of summary.json can be recomputed from the stored answers.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from selfloop.evaluate.answers import Answer, accuracy, read, write
+from selfloop.evaluate.arms import Spent, final_answers, shuffled, spent, votes
+from selfloop.evaluate.sealed import Sealed
+from selfloop.evaluate.statistics import paired_gain
+from selfloop.loop import Loop
+from selfloop.pictures import Library
+from selfloop.recipes.supervised import supervised
+from selfloop.roles import Engine, SelfloopError
+from selfloop.running import Watch, run
+from selfloop.store import RunFolder, put_json
+from selfloop.types import Branch, Sample
+
+TRAINED = ("loop", "control_steps", "control_flops", "shuffled", "supervised_on_answers", "skyline")
+"""Arms that are runs; `seed_accuracy`, `testtime_vote` and `no_image` only answer."""
+QUICK = ("loop", "control_steps")
+
+
+@dataclass(frozen=True)
+class Study:
+    """One method at one seed, with what every arm needs. `make_engine` loads the seed model."""
+
+    method: str
+    seed: int
+    loop: Loop
+    pool: Sequence[Sample]
+    dev: Sequence[Sample]
+    labelled: Sequence[Sample]
+    """The full labels that the seed model was made with: what the control trains on."""
+    test: Sealed
+    make_engine: Callable[[], Engine]
+    folder: Path
+    lr: float = 1e-3
+    """Learning rate of the supervised arms: the one at which they do best."""
+    arms: tuple[str, ...] = TRAINED
+    shared: Path | None = None
+    """Where arms that do not depend on the method (the skyline) are kept."""
+
+    def place(self, arm: str) -> Path:
+        """The run folder of an arm."""
+        if arm == "skyline" and self.shared is not None:
+            return self.shared / "skyline"
+        return self.folder / arm
+
+    def reads_answers(self) -> bool:
+        """Whether any component of the loop is given gold values while it trains."""
+        return bool(self.loop.labels_read)
+
+
+def train(study: Study, arm: str, watch: Watch | None = None) -> None:
+    """Run (or resume) one trained arm to its end."""
+    engine = study.make_engine()
+    folder = study.place(arm)
+    library = Library(folder / "images")
+    if arm == "loop":
+        run(study.loop, study.pool, engine, folder, dev=study.dev, library=library, watch=watch)
+        return
+    engine.bind(library.open)
+    loop, samples = _arm(study, arm, engine)
+    run(loop, samples, engine, folder, library=library, watch=watch)
+
+
+def _arm(study: Study, arm: str, engine: Engine) -> tuple[Loop, Sequence[Sample]]:
+    if arm == "shuffled":
+        return shuffled(study.loop), study.pool
+    used = spent(RunFolder(study.place("loop")))
+    if arm in ("control_steps", "control_flops"):
+        return _control(study, used, engine, arm == "control_flops"), study.labelled
+    if arm == "supervised_on_answers":
+        read_ids = _answers_read(RunFolder(study.place("loop")))
+        samples = [s for s in study.pool if s.id in read_ids]
+        if not samples:
+            raise SelfloopError(f"{study.method} reads no answers: it has no such arm")
+        return _matched(study, used, "answer", len(samples), 64), samples
+    if arm == "skyline":
+        return _matched(study, used, "rationale", len(study.pool), 64), study.pool
+    raise SelfloopError(f"no arm {arm!r}: expected one of {', '.join(TRAINED)}")
+
+
+def _control(study: Study, used: Spent, engine: Engine, by_flops: bool) -> Loop:
+    """Arm (a): as many updates on the labels only, of as many tokens each; or as many FLOPs."""
+    sizes = [sum(len(r.token_ids) for r in engine.rows(Branch(context=s.context, text=s.rationale)))  # type: ignore[attr-defined]
+             for s in study.labelled[:64] if s.rationale]
+    each = sum(sizes) / len(sizes)
+    batch = max(8, min(64, round(used.read / max(1, used.updates) / each)))
+    updates = used.updates if not by_flops else round(
+        used.flops / engine.flops(0, round(batch * each)))
+    return _matched(study, replace(used, updates=updates), "rationale", len(study.labelled), batch)
+
+
+def _matched(study: Study, used: Spent, labels: str, n: int, batch: int) -> Loop:
+    iterations = 5
+    updates = max(1, round(used.updates / iterations))
+    assert study.loop.evaluation is not None
+    return supervised(
+        study.loop.evaluation.metric, labels=labels, iterations=iterations, updates=updates,
+        batch=batch, lr=study.lr, seed=study.seed, views=0.5,
+        copies=max(1, min(12, round(updates * batch / n))))
+
+
+def _answers_read(run_folder: RunFolder) -> set[str]:
+    done = run_folder.iterations()
+    steps = done[-1].version if done else 0
+    return {i for s in range(steps)
+            for kind in ("full", "answer_only")
+            for i in (run_folder.manifest(s) or {"labels": {}})["labels"].get(kind, ())}
+
+
+# -- answers ------------------------------------------------------------------------------------
+
+def ask(study: Study, arm: str) -> None:
+    """Store one arm's test answers, if they are not there."""
+    path = study.folder / "answers" / f"{arm}.parquet"
+    if path.exists():
+        return
+    runs = [RunFolder(study.place(a)) for a in study.arms]
+    test = study.test.open(runs, [*study.pool, *study.dev, *study.labelled])
+    engine = study.make_engine()
+    engine.bind(Library(study.folder / "images").open)
+    engines = {"solver": engine}
+    if arm == "testtime_vote":
+        engine.publish(0, 0)
+        found = votes(study.loop, test, engines)
+    else:
+        found = final_answers(study.loop, test, engines, _load(study, arm, engine), arm)
+    write(path, [a.model_copy(update={"seed": study.seed}) for a in found])
+
+
+def _load(study: Study, arm: str, engine: Engine) -> int:
+    """Put an arm's final weights into the engine; returns their version."""
+    if arm == "seed_accuracy":
+        engine.publish(0, 0)
+        return 0
+    where = RunFolder(study.place({"final_accuracy": "loop", "no_image": "loop"}.get(arm, arm)))
+    done = where.iterations()
+    version = done[-1].best if where.path.name == "loop" else done[-1].version
+    engine.load_state(where.checkpoint(version) / "solver")
+    return version
+
+
+ASKED = ("seed_accuracy", "final_accuracy", "testtime_vote", "no_image")
+
+
+def prove(study: Study, *, workers: int = 2, watch: Watch | None = None) -> dict[str, Any]:
+    """Train all arms, ask all questions, write summary.json; returns it. Resumable."""
+    started = time.monotonic()
+    train(study, "loop", watch)
+    if not study.reads_answers():
+        study = replace(study, arms=tuple(a for a in study.arms if a != "supervised_on_answers"))
+    trained = [a for a in study.arms if a != "loop"]
+    _spread(train, study, trained, workers)
+    _spread(ask, study, [*ASKED, *trained], workers)
+    summary = summarize(study)
+    earlier = _seconds(study.folder / "summary.json")
+    summary["seconds"] = round(max(earlier, time.monotonic() - started), 1)
+    put_json(study.folder / "summary.json", summary)
+    return summary
+
+
+def _seconds(path: Path) -> float:
+    """What an earlier, longer call took; a resumed proof does not look cheaper than it was."""
+    try:
+        return float(json.loads(path.read_text())["seconds"])
+    except (FileNotFoundError, KeyError, ValueError):
+        return 0.0
+
+
+def _spread(work: Callable[[Study, str], None], study: Study, arms: Sequence[str], workers: int
+            ) -> None:
+    """Each arm in a process of its own: they share nothing, and one core does not wait."""
+    if workers < 2 or len(arms) < 2:
+        for arm in arms:
+            work(study, arm)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        for future in [pool.submit(work, study, arm) for arm in arms]:
+            future.result()
+
+
+def answers(folder: Path, arm: str) -> list[Answer]:
+    """The stored test answers of an arm."""
+    return read(folder / "answers" / f"{arm}.parquet")
+
+
+def summarize(study: Study) -> dict[str, Any]:
+    """Every figure, from the stored answers and the run's own account."""
+    trained = [a for a in study.arms if a != "loop"]
+    by_arm = {arm: answers(study.folder, arm) for arm in [*ASKED, *trained]}
+    final = by_arm["final_accuracy"]
+    last = RunFolder(study.place("loop")).iterations()[-1]
+    gain = paired_gain(final, by_arm["control_steps"])
+    vote = paired_gain(final, by_arm["testtime_vote"])
+    figures = {arm: _percent(found) for arm, found in by_arm.items()}
+    gains = {arm: _gain(by_arm[arm], final) for arm in by_arm
+             if arm not in ("final_accuracy", "no_image")}
+    return {
+        "method": study.method, "seed": study.seed, "labels_full": last.labels_full,
+        "labels_answer_only": last.labels_answer_only, "heldout_n": len(final), **figures,
+        "gain_over_control": round(100 * gain.gain, 2),
+        "interval": [round(100 * gain.low, 2), round(100 * gain.high, 2)],
+        "p_value": gain.p_value, "gain_over_vote": round(100 * vote.gain, 2),
+        "gains": gains, "iterations": last.index + 1, "promoted": last.best,
+        "tokens": last.tokens, "flops": last.flops, "words": verdict(figures, gains),
+        "test_sha256": study.test.commitment(),
+    }
+
+
+def _percent(found: Sequence[Answer]) -> float:
+    share = accuracy(found)
+    if share != share:
+        raise SelfloopError("no test question could be judged: see the metric's errors")
+    return round(100 * share, 2)
+
+
+def _gain(arm: Sequence[Answer], final: Sequence[Answer]) -> dict[str, Any]:
+    found = paired_gain(final, arm)
+    return {"gain": round(100 * found.gain, 2), "p_value": found.p_value,
+            "interval": [round(100 * found.low, 2), round(100 * found.high, 2)]}
+
+
+def verdict(figures: dict[str, float], gains: dict[str, dict[str, Any]]) -> str:
+    """What may be claimed, in plain words."""
+    below = [arm for arm in gains if arm not in ("skyline", "seed_accuracy")
+             and gains[arm]["interval"][0] <= 0]
+    if not below:
+        return ("self-improvement: above every arm, each interval clear of zero; "
+                f"{figures['seed_accuracy']:.1f} -> {figures['final_accuracy']:.1f} points")
+    said = []
+    for arm in below:
+        what = gains[arm]
+        if arm == "testtime_vote" and what["interval"][1] >= 0:
+            said.append("amortised inference: not clearly above what the seed reaches by voting "
+                        f"at test time ({figures[arm]:.1f})")
+        else:
+            said.append(f"does not beat {arm} ({figures[arm]:.1f}; difference {what['gain']:+.1f} "
+                        f"{what['interval']})")
+    return "; ".join(said)

@@ -1,0 +1,313 @@
+"""The roles: four call shapes and one engine, no base classes and no registry.
+
+A **sampler** draws rollouts through `generate`, the only door to a model. A **verifier** judges
+them. An **organizer** turns judged groups into signals, by pure data handling. A **loss** turns
+log-probabilities into a number. Components name what they need and get only that:
+
+>>> def verify(rollout, answer): ...          # reads labels, because it names `answer`
+>>> async def sample(generate, sample): ...   # does not care for guidance
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from selfloop.types import AnySignal, Branch, Context, Rollout, Sample, Turn, Verdict
+
+LABELS = ("answer", "answers", "rationale", "rationales")
+"""Parameter names through which a component declares that it reads gold values."""
+
+
+class SelfloopError(Exception):
+    """An error whose message is meant for the user: one line, what, where, and the mend."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How to decode. Log-probs are reported after temperature, before top-k/top-p/min-p."""
+
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    max_new_tokens: int = 256
+    stop: tuple[str, ...] = ()
+    prefix: str = ""
+    """Text forced at the start of the answer; its tokens get loss_mask 0."""
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or not 0 <= self.min_p < 1:
+            raise SelfloopError(
+                f"{self}: temperature must be >= 0, top_p in (0, 1], min_p in [0, 1)"
+            )
+        if self.max_new_tokens < 1 or self.top_k < 0:
+            raise SelfloopError(f"{self}: max_new_tokens must be >= 1 and top_k >= 0 (0 = all)")
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether what is drawn follows the reported log-probs exactly."""
+        return self.temperature > 0 and self.top_p == 1 and not self.top_k and not self.min_p
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One call of `generate` as an engine sees it."""
+
+    context: Context
+    key: str
+    """Draw i uses the random stream of f"{key}/{i}"."""
+    n: int = 1
+    sampling: Sampling = Sampling()
+    history: tuple[Turn, ...] = ()
+    """Turns already drawn in this conversation; their tokens are kept, not re-tokenised."""
+
+
+class Generate(Protocol):
+    """The door: draws `n` one-turn rollouts from a role's model for a context."""
+
+    async def __call__(
+        self, context: Context | Sample, *, n: int = 1, role: str = "solver",
+        sampling: Sampling | None = None, history: Sequence[Turn] = (), label: str = "",
+    ) -> list[Rollout]: ...
+
+
+Guidance = Mapping[str, Any]
+State = Mapping[str, Any]
+Organized = tuple[list[AnySignal], dict[str, Any], dict[str, Any]]
+"""(signals, state, guidance); the last two are JSON-able."""
+
+Sampler = Callable[..., Any]
+"""(generate, sample[, guidance, key, answer, rationale]) -> list[Rollout]; sync or async."""
+Verifier = Callable[..., Any]
+"""(rollout | group[, sample, generate, answer, rationale, key]) -> bool|float|Verdict|None,
+a list of those (for a group), or the Group with annotations. Sync or async."""
+Organizer = Callable[..., Organized]
+"""(groups, state[, key, answers, rationales]) -> Organized."""
+
+
+@runtime_checkable
+class Loss(Protocol):
+    """A loss returns sums; the learner divides each term once, by its global unit count."""
+
+    needs: frozenset[str]
+    """Of: reference, old, teacher, entropy."""
+
+    def accepts(self, signal: AnySignal) -> bool:
+        """Whether this loss reads that signal."""
+        ...
+
+    def units(self, signals: Sequence[AnySignal], tokens: Mapping[str, Sequence[int]]
+              ) -> dict[str, float]:
+        """Each term's denominator; `tokens[branch][i]` = trained tokens of signal i."""
+        ...
+
+    def __call__(self, batch: Any) -> dict[str, tuple[float, Any]]:
+        """{term: (weight, sum over this micro-batch)}; see optimize/batch.py for `batch`."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optim:
+    """How one step learns from its signals (AdamW)."""
+
+    lr: float = 1e-4
+    updates: int | None = None
+    """Optimizer updates a step, cycling over the signals; None = `epochs` passes."""
+    epochs: int = 1
+    batch: int = 64
+    """Signals an update. Groups stay whole when `whole_groups`."""
+    whole_groups: bool = False
+    schedule: str = "constant"
+    """constant | linear | cosine: over the updates of one step."""
+    warmup: int = 0
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = 1.0
+    start: str = "previous"
+    """previous: go on from the last step's weights; seed: restart from the seed (R3V)."""
+    reset: bool = False
+    """Whether the optimizer's moments are dropped at the start of each step."""
+    reference: str = "previous"
+    """What reference log-probs mean: weights at the start of the step, or the seed's."""
+
+    def __post_init__(self) -> None:
+        _one_of("Optim.start", self.start, ("previous", "seed"))
+        _one_of("Optim.reference", self.reference, ("previous", "seed"))
+        _one_of("Optim.schedule", self.schedule, ("constant", "linear", "cosine"))
+        if self.lr <= 0 or self.batch < 1 or self.epochs < 1 or (self.updates or 1) < 1:
+            raise SelfloopError(f"Optim: lr, batch, epochs and updates must be positive: {self}")
+
+
+def _one_of(what: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise SelfloopError(f"{what}={value!r}: expected one of {', '.join(allowed)}")
+
+
+Known = Mapping[str, Mapping[tuple[int, str], Sequence[float]]]
+"""{"reference" | "teacher" | "old": {(signal index, branch): log-probs of its trained tokens}}"""
+
+
+class Engine(Protocol):
+    """Everything selfloop asks of a model, local or remote."""
+
+    supports: frozenset[str]
+    """Of: images, forced_prefix, stop, history, learn."""
+    version: int
+    """The policy version that the current weights are."""
+
+    def bind(self, open_media: Callable[..., Any]) -> None:
+        """Give the engine the reader that turns a Media into a PIL picture."""
+        ...
+
+    def generate(self, requests: Sequence[Request], version: int) -> list[list[Turn]]:
+        """n turns for each request, drawn by exactly `version` (refused otherwise)."""
+        ...
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Drawn tokens as text, without special tokens."""
+        ...
+
+    def logprobs(self, branches: Sequence[Branch], version: int | str = "current"
+                 ) -> list[list[float]]:
+        """Log-probs of each branch's trained tokens; `version` may be "current" or "seed"."""
+        ...
+
+    def forward_backward(
+        self, signals: Sequence[AnySignal], loss: Loss, known: Known
+    ) -> dict[str, float]:
+        """Add the loss's gradients; returns its terms, already divided, and monitors."""
+        ...
+
+    def optim_step(self, optim: Optim, lr: float) -> dict[str, float]:
+        """One AdamW update; clears the gradients. Returns the gradient norm."""
+        ...
+
+    def reset_optimizer(self) -> None:
+        """Forget the moments."""
+        ...
+
+    def publish(self, version: int, keep: int) -> None:
+        """Name the current weights `version`; keep the last `keep` versions for sampling."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """A folder that plain `from_pretrained` loads, with its processor."""
+        ...
+
+    def save_state(self, folder: Path) -> None:
+        """Weights, optimizer and published versions, for a bit-exact `load_state`."""
+        ...
+
+    def load_state(self, folder: Path) -> None:
+        """The inverse of `save_state`."""
+        ...
+
+    def restart(self) -> None:
+        """Back to the seed's weights, with a fresh optimizer."""
+        ...
+
+    def flops(self, forward_tokens: int, trained_tokens: int) -> float:
+        """Floating-point operations for so many tokens read and so many trained on."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Hash of the seed weights and whatever else decides what this engine computes."""
+        ...
+
+
+def parameters(component: Any) -> dict[str, inspect.Parameter]:
+    """The parameters that a component names (its `__call__`, if it is an object)."""
+    return dict(inspect.signature(component).parameters)
+
+
+def reads(component: Any) -> frozenset[str]:
+    """Which gold values a component declares that it reads, through anything it wraps."""
+    names = frozenset(parameters(component)) & frozenset(LABELS)
+    for inner in _inner(component):
+        names |= reads(inner)
+    return names
+
+
+def gold(component: Any, sample: Sample) -> dict[str, Any]:
+    """Those gold values of a sample that the component declares it reads, and no others."""
+    declared = reads(component)
+    values = {"answer": sample.answer, "rationale": sample.rationale}
+    return {name: value for name, value in values.items() if name in declared}
+
+
+def _inner(component: Any) -> list[Any]:
+    """Components held in the fields of a dataclass component."""
+    if not is_dataclass(component) or isinstance(component, type):
+        return []
+    found: list[Any] = []
+    for item in fields(component):
+        value = getattr(component, item.name)
+        values = value if isinstance(value, tuple) else (value,)
+        found += [v for v in values if callable(v) and not isinstance(v, type)]
+    return found
+
+
+def check_call(what: str, component: Any, offered: Sequence[str]) -> None:
+    """Refuse, when the loop is built, a component that asks for something never offered."""
+    for name, parameter in parameters(component).items():
+        optional = parameter.default is not inspect.Parameter.empty or parameter.kind in (
+            inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL
+        )
+        if name not in offered and not optional:
+            raise SelfloopError(
+                f"{what} {name_of(component)} asks for {name!r}, which a {what} is never given; "
+                f"it may name: {', '.join(offered)}"
+            )
+
+
+def call_by_name(component: Any, **offered: Any) -> Any:
+    """Call a component with those of the offered arguments that it names."""
+    named = parameters(component)
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in named.values()):
+        return component(**offered)
+    return component(**{name: value for name, value in offered.items() if name in named})
+
+
+def name_of(component: Any) -> str:
+    """module:name of a function or of an object's class."""
+    target = component if inspect.isroutine(component) else type(component)
+    return f"{target.__module__}:{target.__qualname__}"
+
+
+def source_hash(component: Any) -> str:
+    """module:name#hash-of-source; lambdas and closures are refused: they have no stable name."""
+    target = component if inspect.isroutine(component) else type(component)
+    if "<lambda>" in target.__qualname__:
+        raise SelfloopError(
+            f"a lambda from {target.__module__} cannot be part of a loop: it has no name to "
+            "fingerprint; write it as a module-level function"
+        )
+    try:
+        source = inspect.getsource(target)
+    except (OSError, TypeError):
+        source = target.__qualname__
+    return f"{name_of(component)}#{hashlib.blake2b(source.encode(), digest_size=5).hexdigest()}"
+
+
+def component_named(path: str) -> Any:
+    """The object at "module:name", for YAML and the command line."""
+    try:
+        return pkgutil.resolve_name(path)
+    except (ValueError, ImportError, AttributeError) as error:
+        raise SelfloopError(f"no component {path!r}: {error}; write it as module:name") from error
+
+
+def as_verdict(value: Any, verifier: str) -> Verdict:
+    """bool | float | Verdict | None, as a Verdict. NaN is refused: it is neither."""
+    if isinstance(value, Verdict):
+        return value if value.verifier else value.model_copy(update={"verifier": verifier})
+    if value is None:
+        return Verdict(verifier=verifier)
+    return Verdict(score=float(value), verifier=verifier)

@@ -1,0 +1,248 @@
+"""run(): collect -> verify -> organize -> optimize -> evaluate -> gate, until it no longer helps.
+
+The order of writes is the whole of resuming: a step's manifest means that its data are complete,
+a checkpoint that the weights after a step are, an iteration.json that a gate has decided. What
+is not covered by one of them is done again from the same keys.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import selfloop
+from selfloop import stepping
+from selfloop.evaluate.answering import evaluate
+from selfloop.evaluate.answers import Answer, accuracy, read, write
+from selfloop.loop import Loop
+from selfloop.pictures import Library
+from selfloop.roles import Engine, SelfloopError
+from selfloop.store import RunFolder, mend_log, put_folder, put_json
+from selfloop.types import Decision, Iteration, Sample, digest
+
+Watch = Callable[[str, Mapping[str, Any]], None]
+"""Called with (event, facts) as the run goes: progress bars, sinks, tests."""
+
+
+@dataclass
+class Run:
+    """A loop on data with engines in a folder; `go()` runs or resumes it."""
+
+    loop: Loop
+    samples: Sequence[Sample]
+    engines: Mapping[str, Engine]
+    folder: RunFolder
+    dev: Sequence[Sample] = ()
+    library: Library = field(default_factory=Library)
+    budget: float | None = None
+    """Seconds after which no new step is started."""
+    watch: Watch | None = None
+
+    def go(self) -> list[Iteration]:
+        """All iterations, those already on disk included."""
+        self._open()
+        started = time.monotonic()
+        done = self.folder.iterations()
+        while len(done) < self.loop.iterations:
+            index = len(done)
+            version = self._position(index, done)
+            learned: list[dict[str, Any]] = []
+            for step in range(index * self.loop.steps, (index + 1) * self.loop.steps):
+                if step < version:
+                    continue
+                if self.budget is not None and time.monotonic() - started > self.budget:
+                    self.tell("stopped", why=f"the budget of {self.budget:g} s is spent",
+                              step=step, iterations=len(done))
+                    return done
+                learned.append(self._step(step))
+            done.append(self._end(index, done))
+        self.tell("finished", iterations=len(done), best=done[-1].best)
+        return done
+
+    # -- opening ----------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        self._check_roles()
+        mend_log(self.folder.path / "events.jsonl")
+        for engine in self._distinct():
+            engine.bind(self.library.open)
+        described = {
+            "loop": self.loop.described(), "fingerprint": self.loop.fingerprint(),
+            "data": digest([s.id for s in self.samples]), "dev": digest([s.id for s in self.dev]),
+            "engines": {role: engine.fingerprint() for role, engine in self.engines.items()},
+        }
+        found = self.folder.json("loop.json")
+        if found is None:
+            put_json(self.folder.path / "loop.json", {
+                **described, "printed": repr(self.loop), "selfloop": selfloop.__version__})
+        else:
+            _same(found, described, self.folder.path)
+        keep = self.loop.max_staleness
+        for engine in self._distinct():
+            engine.publish(0, keep)
+        if not self.folder.checkpoints():
+            self._checkpoint(0)
+        self.tell("opened", loop=self.loop.name, samples=len(self.samples), dev=len(self.dev),
+                  iterations=self.loop.iterations, steps=self.loop.steps)
+        if self.dev and self.loop.evaluation is not None:
+            self._seed_answers()
+
+    def _check_roles(self) -> None:
+        missing = [r for r in self.loop.learn if r not in self.engines and len(self.engines) > 1]
+        if missing or not self.engines:
+            raise SelfloopError(
+                f"the loop trains the role {(missing or list(self.loop.learn))[0]!r}, but engines "
+                f"are given for {sorted(self.engines)}: add it to engines=")
+        if not len(self.samples):
+            raise SelfloopError("the training data are empty: nothing to collect from")
+        if self.loop.gate is not None and not self.dev:
+            raise SelfloopError(
+                f"loop {self.loop.name!r} has a gate but no dev samples: give dev=, or gate=None "
+                "to train without deciding")
+
+    def _distinct(self) -> list[Engine]:
+        return list({id(e): e for e in self.engines.values()}.values())
+
+    def tell(self, kind: str, **facts: Any) -> None:
+        """One event: to the log on disk and to whoever watches."""
+        self.folder.event(kind, **facts)
+        if self.watch is not None:
+            self.watch(kind, facts)
+
+    def _position(self, index: int, done: Sequence[Iteration]) -> int:
+        """Load the newest usable weights of this iteration; returns their version."""
+        first = index * self.loop.steps
+        inside = [v for v in self.folder.checkpoints() if first < v <= first + self.loop.steps]
+        start = inside[-1] if inside else (done[-1].continue_from if done else 0)
+        for name, engine in self._named():
+            engine.load_state(self.folder.checkpoint(start) / name)
+            if not inside and start != first:  # rolled back: old weights under a new number
+                engine.publish(first, self.loop.max_staleness)
+        return inside[-1] if inside else first
+
+    def _named(self) -> list[tuple[str, Engine]]:
+        """Each distinct engine under the first role that it plays."""
+        seen: dict[int, str] = {}
+        for role in sorted(self.engines):
+            seen.setdefault(id(self.engines[role]), role)
+        return [(role, self.engines[role]) for role in seen.values()]
+
+    def _checkpoint(self, version: int) -> None:
+        path = self.folder.checkpoint(version)
+        if (path / "manifest.json").exists():
+            return
+
+        def fill(aside: Path) -> None:
+            for name, engine in self._named():
+                engine.save_state(aside / name)
+            put_json(aside / "manifest.json", {"version": version})
+
+        put_folder(path, fill)
+
+    # -- one step ---------------------------------------------------------------------------
+
+    def _step(self, step: int) -> dict[str, Any]:
+        if self.folder.manifest(step) is None:
+            began = time.monotonic()
+            manifest = stepping.gather(self, step)
+            self.tell("gathered", step=step, seconds=time.monotonic() - began,
+                      counts=manifest["counts"], monitors=manifest["monitors"])
+        began = time.monotonic()
+        learned = stepping.optimize(self, step)
+        self.tell("learned", step=step, seconds=time.monotonic() - began, metrics=learned)
+        version = step + 1
+        if version % self.loop.save_every == 0 or version % self.loop.steps == 0:
+            self._checkpoint(version)
+        return learned
+
+    # -- evaluation and gate ----------------------------------------------------------------
+
+    def _seed_answers(self) -> list[Answer]:
+        path = self.folder.iteration("seed") / "answers.parquet"
+        if not path.exists():
+            for name, engine in self._named():
+                engine.load_state(self.folder.checkpoint(0) / name)
+            answers = evaluate(self.loop, self.dev, self.engines, 0)
+            write(path, answers)
+            self.tell("evaluated", version=0, **_dev_figures(answers))
+        return read(path)
+
+    def _end(self, index: int, done: Sequence[Iteration]) -> Iteration:
+        version = (index + 1) * self.loop.steps
+        folder = self.folder.iteration(index)
+        best = done[-1].best if done else 0
+        answers: list[Answer] = []
+        if self.dev and self.loop.evaluation is not None:
+            answers = evaluate(self.loop, self.dev, self.engines, version)
+            write(folder / "answers.parquet", answers)
+        decision = self._decide(index, best, answers)
+        iteration = stepping.summary(self, index, decision, best, _dev_figures(answers))
+        if decision.action == "promote":
+            def save(aside: Path) -> None:
+                for name, engine in self._named():
+                    engine.save(aside / name)
+            put_folder(self.folder.path / "best", save)
+        put_json(folder / "iteration.json", iteration.model_dump(mode="json"))
+        self.tell("decided", iteration=index, action=decision.action, why=decision.why,
+                  **_dev_figures(answers))
+        self._forget(iteration)
+        return iteration
+
+    def _decide(self, index: int, best: int, answers: Sequence[Answer]) -> Decision:
+        if self.loop.gate is None:
+            return Decision(action="hold", why="no gate: trained without deciding")
+        before_path = self.folder.iteration("seed") if not best else self.folder.iteration(
+            best // self.loop.steps - 1)
+        before = read(before_path / "answers.parquet")
+        return stepping.decide(self, index, answers, before)
+
+    def _forget(self, iteration: Iteration) -> None:
+        """Drop checkpoints that nothing can start from any more."""
+        import shutil
+
+        keep = {0, iteration.best, iteration.continue_from, iteration.version}
+        for version in self.folder.checkpoints():
+            if version not in keep:
+                shutil.rmtree(self.folder.checkpoint(version))
+
+
+def _dev_figures(answers: Sequence[Answer]) -> dict[str, float]:
+    arms = dict.fromkeys(a.arm for a in answers)
+    shares = {arm: accuracy([a for a in answers if a.arm == arm]) for arm in arms}
+    return {arm: share for arm, share in shares.items() if share == share}
+
+
+def _same(found: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
+    """Refuse to mix two different runs in one folder, naming what differs."""
+    for what in ("data", "dev", "engines"):
+        if found[what] != now[what]:
+            raise SelfloopError(
+                f"{path} was started with other {what} ({found[what]} then, {now[what]} now): "
+                "give the run another name, or restore them to resume")
+    if found["fingerprint"] != now["fingerprint"]:
+        then, new = found["loop"], now["loop"]
+        fields = [k for k in new if then.get(k) != new[k]]
+        raise SelfloopError(
+            f"{path} was started with another loop: {', '.join(fields) or 'its code'} differs "
+            f"(then {str({k: then.get(k) for k in fields})[:200]}): give the run another name, "
+            "or restore it to resume")
+
+
+def run(loop: Loop, samples: Sequence[Sample], engines: Mapping[str, Engine] | Engine,
+        folder: str | Path, *, dev: Sequence[Sample] = (), library: Library | None = None,
+        budget: float | None = None, watch: Watch | None = None) -> list[Iteration]:
+    """Run (or resume) a loop in a folder; returns its iterations.
+
+    `samples` are what the loop learns from, `dev` what its gate decides on; a test split is
+    never given to a loop. `engines` maps roles to engines; one engine may play all. The same
+    call after a kill goes on where the folder ends; more `iterations` extend a finished run.
+    """
+    given = engines if isinstance(engines, Mapping) else {"solver": engines}
+    where = RunFolder(folder)
+    library = library if library is not None else Library(where.images)
+    return Run(loop, samples, given, where, dev, library, budget, watch).go()
+
+

@@ -1,0 +1,228 @@
+"""The parts of one step: plan, collect in waves and shards, organize, optimize; then sum up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from selfloop import keys, learning
+from selfloop.collect.drawing import draw
+from selfloop.doors import Doors, engine_for
+from selfloop.evaluate.answers import Answer
+from selfloop.evaluate.monitors import monitors, of_answers
+from selfloop.organize.judging import judge
+from selfloop.roles import SelfloopError, call_by_name, name_of, reads
+from selfloop.store import put_json
+from selfloop.types import AnySignal, Decision, Group, Iteration, Sample, digest
+
+if TYPE_CHECKING:
+    from selfloop.running import Run
+
+
+# -- stage 1 and 2 ------------------------------------------------------------------------------
+
+def gather(run: Run, step: int) -> dict[str, Any]:
+    """Collect, verify and organize one step; its manifest is written last, and returned."""
+    loop = run.loop
+    before = run.folder.manifest(step - 1) or {}
+    guidance = before.get("guidance", {})
+    groups: list[Group] = []
+    shards: list[str] = []
+    errors: list[tuple[int, int, str]] = []
+    wanted = loop.samples or len(run.samples)
+    used: list[int] = []
+    for wave in range(loop.max_waves):
+        chosen = plan(len(run.samples), wanted, step, wave, loop.seed, used)
+        used += chosen
+        for at in range(0, len(chosen), loop.shard):
+            samples = [run.samples[i] for i in chosen[at:at + loop.shard]]
+            found, problem = _shard(run, step, wave, len(shards), samples, guidance, shards)
+            groups += found
+            errors.append(problem)
+            run.tell("drawn", step=step, done=len(groups), of=len(groups) + len(chosen) - at
+                     - len(samples))
+        wanted = max((getattr(how.organizer, "wants", _none)(groups)
+                      for how in loop.learn.values()), default=0)
+        if not wanted:
+            break
+    _stop_on_errors(run, errors)
+    return _organize(run, step, groups, shards, before.get("state", {}))
+
+
+def _none(groups: Sequence[Group]) -> int:
+    return 0
+
+
+def plan(n: int, wanted: int, step: int, wave: int, seed: int, used: Sequence[int]) -> list[int]:
+    """Which samples a step draws: wave 0 walks through keyed shuffles of the data, pass after
+    pass; later waves take others, so that they do not shift what the next step sees."""
+    if wave:
+        left = [i for i in keys.shuffled(n, f"{seed}/wave/{step}/{wave}") if i not in set(used)]
+        return left[:wanted]
+    chosen: list[int] = []
+    at = step * wanted
+    while len(chosen) < wanted:
+        epoch, offset = divmod(at, n)
+        order = keys.shuffled(n, f"{seed}/pass/{epoch}")
+        part = order[offset:offset + wanted - len(chosen)]
+        chosen += part
+        at += len(part)
+    return chosen
+
+
+def _shard(run: Run, step: int, wave: int, shard: int, samples: Sequence[Sample],
+           guidance: Mapping[str, Any], shards: list[str]
+           ) -> tuple[list[Group], tuple[int, int, str]]:
+    loop = run.loop
+    version = max(0, step - loop.max_staleness)
+    scope = f"{loop.seed}/{step}.{wave}"
+    planned = digest([loop.fingerprint(), scope, version, [s.id for s in samples],
+                      dict(guidance)])
+    shards.append(planned)
+    doors = Doors(run.engines, version, scope)
+    groups = run.folder.rollouts(step, shard, planned)
+    if groups is None:
+        groups = draw(loop.sampler, samples, doors, guidance)
+        run.folder.put_rollouts(step, shard, planned, groups)
+    stored = run.folder.judged(step, shard, planned, groups)
+    if stored is not None:
+        return stored[0], (stored[1]["errors"], stored[1]["rollouts"], "")
+    judged = judge(loop.verifier, groups, doors)
+    if judged.errors <= loop.max_errors * max(1, judged.rollouts):
+        run.folder.put_verdicts(step, shard, planned, judged.groups,
+                                {"errors": judged.errors, "rollouts": judged.rollouts})
+    return judged.groups, (judged.errors, judged.rollouts, judged.first_error)
+
+
+def _stop_on_errors(run: Run, found: Sequence[tuple[int, int, str]]) -> None:
+    errors, rollouts = sum(e for e, _, _ in found), sum(n for _, n, _ in found)
+    if errors > run.loop.max_errors * max(1, rollouts):
+        first = next((text for _, _, text in found if text), "see the stored verdicts")
+        raise SelfloopError(
+            f"verifier {name_of(run.loop.verifier)} failed on {errors} of {rollouts} rollouts "
+            f"(more than max_errors={run.loop.max_errors:g}); first: {first}; what was collected "
+            f"is kept in {run.folder.path}: mend the verifier and run again")
+
+
+def _organize(run: Run, step: int, groups: list[Group], shards: list[str],
+              states: Mapping[str, Any]) -> dict[str, Any]:
+    loop = run.loop
+    state: dict[str, Any] = {}
+    guidance: dict[str, Any] = {}
+    counts: dict[str, int] = {}
+    stripped = [g.model_copy(update={"sample": g.sample.unlabelled()}) for g in groups]
+    for role, how in loop.learn.items():
+        signals, state[role], more = call_by_name(
+            how.organizer, groups=stripped, state=states.get(role, {}),
+            key=f"{loop.seed}/{step}/organize/{role}", **_gold(how.organizer, groups))
+        guidance |= more
+        counts[f"signals_{role}"] = len(signals)
+        run.folder.put_signals(step, role, signals)
+    figures = monitors(groups)
+    rollouts = [r for g in groups for r in g.rollouts]
+    counts |= {
+        "problems": len(groups), "drawn": len(rollouts),
+        "unjudged": sum(v.score is None for g in groups for v in g.verdicts),
+        "errors": sum(v.error for g in groups for v in g.verdicts),
+        "right": sum(v.right for g in groups for v in g.verdicts),
+        "truncated": sum(r.finish_reason == "length" for r in rollouts),
+    }
+    manifest = {
+        "step": step, "drawn_by": max(0, step - loop.max_staleness), "shards": shards,
+        "samples": [g.sample.id for g in groups], "counts": counts, "state": state,
+        "guidance": guidance, "labels": _labels(run, groups), "tokens": _tokens(groups),
+        "monitors": {k: v for k, v in figures.items() if v == v},
+    }
+    put_json(run.folder.step(step) / "manifest.json", manifest)
+    return manifest
+
+
+def _gold(organizer: Any, groups: Sequence[Group]) -> dict[str, dict[str, Any]]:
+    declared = reads(organizer)
+    offered: dict[str, dict[str, Any]] = {}
+    if "answers" in declared:
+        offered["answers"] = {g.sample.id: g.sample.answer for g in groups}
+    if "rationales" in declared:
+        offered["rationales"] = {g.sample.id: g.sample.rationale for g in groups}
+    return offered
+
+
+def _labels(run: Run, groups: Sequence[Group]) -> dict[str, list[str]]:
+    """Ids of the samples whose gold values some component was given, by kind of label."""
+    named = frozenset().union(*run.loop.labels_read.values())
+    full = [g.sample.id for g in groups if g.sample.rationale is not None] \
+        if named & {"rationale", "rationales"} else []
+    answers = [g.sample.id for g in groups if g.sample.answer is not None] \
+        if named & {"answer", "answers"} else []
+    return {"full": full, "answer_only": [i for i in answers if i not in set(full)]}
+
+
+def _tokens(groups: Sequence[Group]) -> dict[str, int]:
+    """Tokens read once per distinct prompt of a group, and tokens drawn."""
+    read = drawn = 0
+    for group in groups:
+        prompts = {t.prompt_token_ids: len(t.prompt_token_ids)
+                   for r in group.rollouts for t in r.turns}
+        read += sum(prompts.values())
+        drawn += sum(r.tokens for r in group.rollouts)
+    return {"read": read, "drawn": drawn}
+
+
+# -- stage 3 ------------------------------------------------------------------------------------
+
+def optimize(run: Run, step: int) -> dict[str, Any]:
+    """Learn every role's stored signals, then publish the new version."""
+    learned: dict[str, Any] = {}
+    for role, how in run.loop.learn.items():
+        signals: list[AnySignal] = run.folder.signals(step, role)
+        engine = engine_for(run.engines, role)
+
+        def progress(done: int, of: int, metrics: Mapping[str, float], role: str = role) -> None:
+            if run.watch is not None:
+                run.watch("update", {"step": step, "role": role, "done": done, "of": of})
+
+        learned[role] = learning.learn(engine, signals, how.loss, how.optim,
+                                       f"{run.loop.seed}/{step}/learn/{role}", progress)
+    for _, engine in run._named():
+        engine.publish(step + 1, run.loop.max_staleness)
+    put_json(run.folder.step(step) / "learned.json", learned)
+    return learned
+
+
+# -- the end of an iteration --------------------------------------------------------------------
+
+def decide(run: Run, index: int, answers: Sequence[Answer], before: Sequence[Answer]) -> Decision:
+    """Put the dev answers of now and of the last promoted version before the gate."""
+    assert run.loop.gate is not None
+    return run.loop.gate(
+        [a for a in answers if a.arm == "greedy"], [a for a in before if a.arm == "greedy"],
+        index, of_answers(answers), of_answers(before))
+
+
+def summary(run: Run, index: int, decision: Decision, best: int, dev: dict[str, float]
+            ) -> Iteration:
+    """The iteration's record, from what its steps left on disk."""
+    steps = run.loop.steps
+    version = (index + 1) * steps
+    manifests = [run.folder.manifest(s) or {} for s in range(version)]
+    mine = manifests[index * steps:]
+    learned = [run.folder.json("steps", f"{s:06d}", "learned.json") or {} for s in range(version)]
+    full = {i for m in manifests for i in m["labels"]["full"]}
+    answers = {i for m in manifests for i in m["labels"]["answer_only"]} - full
+    tokens = {k: sum(m["tokens"][k] for m in manifests) for k in ("read", "drawn")}
+    for what in ("tokens_read", "tokens_trained"):
+        tokens["learn_" + what.removeprefix("tokens_")] = int(
+            sum(role.get(what, 0) for found in learned for role in found.values()))
+    engine = engine_for(run.engines, next(iter(run.loop.learn)))
+    best = version if decision.action == "promote" else best
+    rewards = [m["monitors"]["mean_score"] for m in mine if "mean_score" in m["monitors"]]
+    return Iteration(
+        index=index, first_step=index * steps, steps=steps, version=version, best=best,
+        continue_from=best if decision.action == "roll back" else version,
+        counts={k: sum(m["counts"].get(k, 0) for m in mine) for k in mine[-1]["counts"]},
+        reward=sum(rewards) / len(rewards) if rewards else None, dev=dev,
+        labels_full=len(full), labels_answer_only=len(answers), tokens=tokens,
+        flops=engine.flops(tokens["read"] + tokens["drawn"], 0)
+        + engine.flops(0, tokens["learn_read"]),
+        decision=decision,
+    )

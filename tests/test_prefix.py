@@ -1,0 +1,269 @@
+"""The shared prefix is exact: log-probs and gradients equal the plain path's in float64."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+
+from hf_models import FAMILIES, asked, open_picture, picture
+from selfloop.engines.hf import HFEngine
+from selfloop.engines.hf_decode import Job, Sampler
+from selfloop.optimize.prefix import Shared
+from selfloop.optimize.rows import Row
+from selfloop.optimize.score import Plain, token_logps
+from selfloop.roles import Request, Sampling
+from selfloop.types import Branch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module", params=sorted(FAMILIES))
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> HFEngine:
+    folder = FAMILIES[request.param](tmp_path_factory.mktemp("model"))
+    engine = HFEngine(folder, dtype="float64", device="cpu")
+    engine.bind(open_picture)
+    no_float32_casts(engine.model)
+    return engine
+
+
+def no_float32_casts(model: torch.nn.Module) -> None:
+    """RMSNorm computes in float32 whatever the dtype; that floor is the model's, not the path's."""
+
+    def exact(norm: Any) -> Any:
+        eps = getattr(norm, "variance_epsilon", None) or norm.eps
+        shift = 1.0 if "Gemma" in type(norm).__name__ else 0.0
+        return lambda x: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * (
+            norm.weight + shift)
+
+    for module in model.modules():
+        if "RMSNorm" in type(module).__name__:
+            module.forward = exact(module)
+
+
+def rows_for(engine: HFEngine, contexts: int, n: int, temperature: float = 1.0) -> list[Row]:
+    asked_ = [asked(i, "how many?", pictures=1 + i % 2) for i in range(contexts)]
+    turns = engine.generate([
+        Request(context=c, key=f"k{i}", n=n,
+                sampling=Sampling(max_new_tokens=12, temperature=temperature))
+        for i, c in enumerate(asked_)], 0)
+    # Unequal answers, in an order that mixes the contexts; some of one token only.
+    rows = [engine.rows(Branch(context=c, turns=(t.model_copy(update={
+        "token_ids": t.token_ids[:1 + (k * 5) % 12], "logprobs": None}),)))[0]
+        for c, mine in zip(asked_, turns, strict=True) for k, t in enumerate(mine)]
+    return rows[::2] + rows[1::2]
+
+
+def run(path: Any, model: torch.nn.Module, rows: Sequence[Row]
+        ) -> tuple[list[torch.Tensor], list[torch.Tensor], dict[str, torch.Tensor]]:
+    model.zero_grad()
+    logps, entropies = path(rows, entropy=True)
+    weight = torch.arange(1.0, 1 + sum(len(x) for x in logps), dtype=torch.float64).sin()
+    ((torch.cat(logps) + 0.3 * torch.cat(entropies)) * weight).sum().backward()
+    return logps, entropies, {n: p.grad.clone() for n, p in model.named_parameters()
+                              if p.grad is not None}
+
+
+def test_equals_the_plain_path(engine: HFEngine) -> None:
+    rows = rows_for(engine, contexts=4, n=5, temperature=0.8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        shared = run(engine.scorer, engine.model, rows)
+    assert engine.training_path == "shared prefix" and engine.scorer.checked
+    plain = run(engine.scorer.plain, engine.model, rows)
+    assert [len(x) for x in shared[0]] == [row.count for row in rows]
+    for a, b in zip([*shared[0], *shared[1]], [*plain[0], *plain[1]], strict=True):
+        assert torch.allclose(a, b, rtol=0, atol=1e-8)
+    assert shared[2].keys() == plain[2].keys()
+    for name, gradient in plain[2].items():
+        scale = max(1.0, float(gradient.abs().max()))
+        assert float((shared[2][name] - gradient).abs().max()) / scale < 1e-8, name
+
+
+def test_gradients_reach_the_vision_tower(engine: HFEngine) -> None:
+    gradients = run(engine.scorer, engine.model, rows_for(engine, 2, 3))[2]
+    assert any(float(g.abs().max()) > 0 for n, g in gradients.items() if "vision" in n)
+
+
+def test_the_prompt_and_its_picture_are_run_once(engine: HFEngine) -> None:
+    rows = rows_for(engine, 2, 6)
+    engine.scorer(rows)  # the first call also checks
+    seen: list[tuple[int, ...]] = []
+    hook = engine.model.get_input_embeddings().register_forward_hook(
+        lambda m, i, out: seen.append(tuple(out.shape[:2])))
+    engine.scorer(rows)
+    hook.remove()
+    prompts = {row.token_ids[:row.prompt]: row.prompt for row in rows}
+    assert sum(b * t for b, t in seen if t in prompts.values()) == sum(prompts.values())
+    assert max(t for _, t in seen if t not in prompts.values()) <= 11
+
+
+def test_batches_within_a_small_budget_change_nothing(engine: HFEngine) -> None:
+    rows = rows_for(engine, 3, 5)
+    with torch.no_grad():
+        whole = engine.scorer(rows)[0]
+        small = Shared(engine.model, engine.prompts, engine.banned_V, 150)(rows)[0]
+        plain = Shared(engine.model, engine.prompts, engine.banned_V, 150).plain(rows)[0]
+    for a, b, c in zip(whole, small, plain, strict=True):
+        assert torch.allclose(a, b, atol=1e-8) and torch.allclose(a, c, atol=1e-8)
+
+
+def test_pictures_after_the_prompt_go_the_plain_way(engine: HFEngine) -> None:
+    first = asked(1)
+    turn = engine.generate([Request(context=first, key="a",
+                                    sampling=Sampling(max_new_tokens=4))], 0)[0][0]
+    talk = first.said("assistant", "x").said("user", picture(8), "and here?")
+    later = engine.generate([Request(context=talk, key="b", n=2, history=(turn,),
+                                     sampling=Sampling(max_new_tokens=4))], 0)[0]
+    rows = [engine.rows(Branch(context=first, turns=(turn, t)))[0] for t in later]
+    assert all(len(row.media) == 2 for row in rows)
+    with torch.no_grad():
+        found = engine.logps(rows)[0]
+    for row, logps in zip(rows, found, strict=True):
+        assert logps.tolist() == pytest.approx(list(row.drawn or ()), abs=1e-7)
+
+
+def test_falls_back_loudly_when_wrong(engine: HFEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = rows_for(engine, 2, 3)
+    scorer = Shared(engine.model, engine.prompts, engine.banned_V, 10000)
+    monkeypatch.setattr("selfloop.optimize.prefix.after", lambda start, count, owner, mrope:
+                        torch.zeros(len(owner), count, dtype=torch.long))
+    with pytest.warns(UserWarning, match="shared prefix off .* differ from the plain path by"):
+        found = scorer(rows)[0]
+    plain = engine.scorer.plain(rows)[0]
+    assert all(torch.equal(a, b) for a, b in zip(found, plain, strict=True))
+
+
+def test_falls_back_when_the_cache_fails_or_is_dropped(
+    engine: HFEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = rows_for(engine, 1, 3)
+    scorer = Shared(engine.model, engine.prompts, engine.banned_V, 10000)
+
+    def broken(*_: object) -> None:
+        raise NotImplementedError("no such cache")
+
+    monkeypatch.setattr("selfloop.optimize.prefix.select", broken)
+    with pytest.warns(UserWarning, match="no such cache"):
+        scorer(rows)
+    fresh = Shared(engine.model, engine.prompts, engine.banned_V, 10000)
+    engine.model.gradient_checkpointing_enable()
+    try:
+        assert fresh._refused()
+        fresh(rows)
+        assert not fresh.checked  # never tried, so nothing to warn of
+    finally:
+        engine.model.gradient_checkpointing_disable()
+
+
+def test_log_probs_of_a_known_distribution() -> None:
+    logits = torch.tensor([[0.0, 1.0, 5.0], [0.0, 1.0, 5.0]], requires_grad=True)
+    banned = torch.tensor([False, False, True])
+    logp, entropy = token_logps(logits, torch.tensor([0, 1]), torch.tensor([1.0, 0.5]), banned,
+                                True)
+    p = [torch.tensor([0.0, 1.0]).softmax(-1), torch.tensor([0.0, 2.0]).softmax(-1)]
+    assert logp.tolist() == pytest.approx([p[0][0].log().item(), p[1][1].log().item()])
+    assert entropy is not None
+    assert entropy.tolist() == pytest.approx([-(q * q.log()).sum().item() for q in p])
+    (logp.sum() + entropy.sum()).backward()
+    assert logits.grad is not None and torch.isfinite(logits.grad).all()
+    assert logits.grad[:, 2].tolist() == [0.0, 0.0]
+
+
+# -- M-RoPE: a model whose processor needs torchvision, so its inputs are made by hand ----------
+
+
+class GridReader:
+    """Qwen2-VL's inputs: one picture of a 2h x 2w grid of patches becomes h * w tokens."""
+
+    placeholders = frozenset({9})
+
+    def inputs(self, sequences: Sequence[Any]) -> dict[str, torch.Tensor]:
+        longest = max(len(ids) for ids, _ in sequences)
+        ids = torch.zeros(len(sequences), longest, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for b, (row, _) in enumerate(sequences):
+            ids[b, :len(row)] = torch.tensor(row)
+            mask[b, :len(row)] = 1
+        grids = [GRIDS[m.identity] for _, media in sequences for m in media]
+        pixels = [torch.randn(t * h * w, 3 * 2 * 4 * 4, dtype=torch.float64,
+                              generator=torch.Generator().manual_seed(h)) for t, h, w in grids]
+        return {"input_ids": ids, "attention_mask": mask, "pixel_values": torch.cat(pixels),
+                "image_grid_thw": torch.tensor(grids),
+                "mm_token_type_ids": (ids == 9).long() * mask}
+
+    def signature(self, media: Any) -> int:
+        return 0
+
+
+GRIDS = {picture(1).identity: (1, 4, 6), picture(2).identity: (1, 6, 4)}
+
+
+@pytest.fixture()
+def qwen() -> Iterator[Any]:
+    config = tf.Qwen2VLConfig(
+        text_config={"vocab_size": 40, "hidden_size": 32, "intermediate_size": 64,
+                     "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+                     "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2],
+                                         "rope_theta": 10000.0}},
+        vision_config={"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 2,
+                       "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2},
+        image_token_id=9, vision_start_token_id=7, vision_end_token_id=8, video_token_id=10)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = tf.Qwen2VLForConditionalGeneration(config).double().eval()
+    no_float32_casts(model)
+    yield model
+
+
+def test_mrope_positions_are_explicit(qwen: Any) -> None:
+    rows = []
+    for number in (1, 2):
+        prompt = (1, 7, *(9,) * 6, 8, 11 + number, 12)
+        for length in (1, 4, 7):
+            answer = tuple(13 + (number + length * i) % 20 for i in range(length))
+            rows.append(Row((*prompt, *answer), (False,) * len(prompt) + (True,) * length,
+                            (picture(number),), len(prompt)))
+    scorer = Shared(qwen, GridReader(), torch.zeros(40, dtype=torch.bool), 10000)
+    shared = run(scorer, qwen, rows)
+    assert not scorer.why_not
+    plain = run(scorer.plain, qwen, rows)
+    for a, b in zip(shared[0], plain[0], strict=True):
+        assert torch.allclose(a, b, rtol=0, atol=1e-8)
+    for name, gradient in plain[2].items():
+        assert torch.allclose(shared[2][name], gradient, rtol=1e-8, atol=1e-8), name
+
+
+def test_mrope_sampling_equals_scoring(qwen: Any) -> None:
+    banned = torch.zeros(40, dtype=torch.bool)
+    banned[[7, 8, 9, 10]] = True
+    sampler = Sampler(qwen, GridReader(), banned, frozenset({0}), str, 10000)
+    jobs = [Job((1, 7, *(9,) * 6, 8, 20 + i, 12), (picture(1 + i % 2),), (), f"k{i}", 4,
+                Sampling(max_new_tokens=30), 99) for i in range(4)]
+    plain = Plain(qwen, GridReader(), banned, 10000)
+    ends = set()
+    for job, drawn in zip(jobs, sampler.draw(jobs), strict=True):
+        for d in drawn:
+            row = Row((*job.prompt, *d.token_ids),
+                      (False,) * len(job.prompt) + (True,) * len(d.token_ids), job.media,
+                      len(job.prompt))
+            with torch.no_grad():
+                assert plain([row])[0][0].tolist() == pytest.approx(list(d.logprobs or ()))
+            ends.add(d.finish_reason)
+    assert ends == {"stop", "length"}  # rows left the batch on the way
+
+
+def test_hybrid_models_are_refused_before_trying() -> None:
+    class Net:
+        class config:
+            @staticmethod
+            def get_text_config(decoder: bool) -> Any:
+                return type("Text", (), {"layer_types": ["linear_attention", "full_attention"]})
+
+    from selfloop.optimize.prefix import unsupported
+
+    assert "linear_attention" in unsupported(Net())
