@@ -28,9 +28,11 @@ def process(name: str, folder: Path, data: Path, kill_at: int | None = None) -> 
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if kill_at is not None:
         environment["SELFLOOP_KILL_AT"] = str(kill_at)
+    code = ("import toyland, sys; from pathlib import Path; "
+            "toyland.perform(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))")
     return subprocess.run(
-        [sys.executable, toyland.__file__, name, str(folder), str(data)], env=environment,
-        stdout=subprocess.DEVNULL, check=False).returncode
+        [sys.executable, "-c", code, name, str(folder), str(data)], env=environment,
+        cwd=Path(toyland.__file__).parent, stdout=subprocess.DEVNULL, check=False).returncode
 
 
 @pytest.fixture(scope="module")

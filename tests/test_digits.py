@@ -107,7 +107,7 @@ def test_pictures_are_functions_of_their_key_alone() -> None:
     turned = digits.augment(image, generator("a"))
     assert turned.size == image.size and turned.mode == "RGB"
     assert turned.tobytes() == digits.augment(image, generator("a")).tobytes() != image.tobytes()
-    with pytest.raises(ValueError, match="1 to 4|one to 4"):
+    with pytest.raises(ValueError, match="one to 4"):
         digits.compose([], generator("k"))
 
 
@@ -163,7 +163,8 @@ def test_known_text_comes_back_exactly_and_numbers_are_digit_by_digit() -> None:
 
 def test_untrained_model_depends_on_its_seed_alone(tmp_path: Path) -> None:
     before = torch.get_rng_state()
-    folders = [tiny_vlm.build(tmp_path / name, seed=s) for name, s in (("a", 1), ("b", 1), ("c", 2))]
+    seeds = {"a": 1, "b": 1, "c": 2}
+    folders = [tiny_vlm.build(tmp_path / name, seed=s) for name, s in seeds.items()]
     assert torch.equal(before, torch.get_rng_state())
     a, b, c = ((folder / "model.safetensors").read_bytes() for folder in folders)
     assert a == b != c

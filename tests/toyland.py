@@ -1,13 +1,7 @@
-"""The toy world that contract tests share: samples with pictures, and a run that can be killed.
-
-Run as a script it performs one named contract in a folder; the kill tests start it in a process
-of its own: `python tests/toyland.py NAME FOLDER DATA`.
-"""
+"""The toy world that contract tests share: samples with pictures, and one loop a contract."""
 
 from __future__ import annotations
 
-import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -149,7 +143,3 @@ def perform(name: str, folder: Path, data: Path) -> list:
     dev = samples(data, 6, first=12)
     return run(loop, train, engines, folder, dev=dev, library=Library(folder / "images"))
 
-
-if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    perform(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))

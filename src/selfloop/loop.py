@@ -45,7 +45,7 @@ class Evaluation:
     """Also draw so many answers at temperature 1, for pass@k and the vote."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Loop:
     """One self-improvement method: collect, verify, organize, optimize, evaluate, gate."""
 
@@ -123,6 +123,10 @@ class Loop:
                 f"Loop(max_waves={self.max_waves}) with organizer {name_of(how.organizer)}, "
                 "which has no `wants(groups)`: it would never ask for another wave")
 
+    def __repr__(self) -> str:
+        """The configuration: every option, components by name, nothing that changes by run."""
+        return printed(self)
+
     @property
     def labels_read(self) -> dict[str, frozenset[str]]:
         """Which component reads which gold values while training (dev labels not counted)."""
@@ -158,3 +162,18 @@ def _described(value: object) -> object:
     return repr(value)
 
 
+def printed(value: object, indent: str = "") -> str:
+    """A value as a readable, stable expression; functions as module:name."""
+    deeper = indent + "    "
+    if is_dataclass(value) and not isinstance(value, type):
+        inner = [f"{deeper}{f.name}={printed(getattr(value, f.name), deeper)}"
+                 for f in fields(value) if f.init]
+        name = type(value).__name__
+        return f"{name}(\n" + ",\n".join(inner) + f"\n{indent})" if inner else f"{name}()"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{k!r}: {printed(v, deeper)}" for k, v in value.items()) + "}"
+    if isinstance(value, tuple | list):
+        return "(" + ", ".join(printed(v, deeper) for v in value) + ")"
+    if callable(value):
+        return name_of(value)
+    return repr(value)

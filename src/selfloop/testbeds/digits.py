@@ -26,9 +26,9 @@ SIDE = 32
 """Height and width of a composed picture in pixels."""
 GRID = 2
 """Rows and columns of loose cells, one digit a cell: at most GRID squared digits a picture."""
-SMALLEST, BIGGEST = 9, 13
+SMALLEST, BIGGEST = 10, 13
 """Height and width of a digit in pixels, both ends included."""
-JITTER = 1.5
+JITTER = 1.0
 """How far in pixels a digit strays from the middle of its cell, down and across."""
 PAPER = 0.15
 """Brightest paper, from 0 (black) to 1 (white); ink is at least 0.4 brighter than paper."""
@@ -129,7 +129,7 @@ def augment(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     # A shrunken picture has room to move; a grown one keeps to a pixel so that no digit is lost.
     reach = max(0.025, (1.0 - zoom) / 2.0)
     shift_x, shift_y = rng.uniform(-reach, reach, size=2) * (width, height)
-    angle = np.deg2rad(rng.uniform(-7.0, 7.0))
+    angle = np.deg2rad(rng.uniform(-10.0, 10.0))
     cos, sin = np.cos(angle) / zoom, np.sin(angle) / zoom
     mid_x, mid_y = width / 2.0, height / 2.0
     matrix = (
@@ -141,8 +141,8 @@ def augment(image: Image.Image, rng: np.random.Generator) -> Image.Image:
         image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=paper
     )
     values = np.asarray(moved, dtype=np.float64) / 255.0
-    gain, offset = rng.uniform(0.75, 1.25), rng.uniform(-0.08, 0.08)
-    noise = rng.normal(0.0, rng.uniform(0.0, 0.05), size=(height, width, 1))
+    gain, offset = rng.uniform(0.65, 1.3), rng.uniform(-0.08, 0.08)
+    noise = rng.normal(0.0, rng.uniform(0.0, 0.08), size=(height, width, 1))
     values = (values - values.mean()) * gain + values.mean() + offset + noise
     return Image.fromarray(np.round(np.clip(values, 0.0, 1.0) * 255.0).astype(np.uint8))
 
