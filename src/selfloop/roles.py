@@ -250,7 +250,8 @@ def _inner(component: Any) -> list[Any]:
     for item in fields(component):
         value = getattr(component, item.name)
         values = value if isinstance(value, tuple) else (value,)
-        found += [v for v in values if callable(v) and not isinstance(v, type)]
+        flat = [x for v in values for x in (v if isinstance(v, tuple) else (v,))]
+        found += [v for v in flat if callable(v) and not isinstance(v, type)]
     return found
 
 

@@ -35,8 +35,8 @@ def _trained_on(rollout: Rollout, as_drawn: bool) -> Branch:
 class Demonstrate:
     """Imitate the rollouts that were judged right (STaR, ReST-EM; primitives L2).
 
-    Equal answers to one problem count once; at most `per_sample` are kept, by a keyed draw, so
-    that easy problems do not crowd out hard ones.
+    Equal answers to one problem are one demonstration. At most `per_sample` are kept, those
+    drawn most often first: a lucky conclusion from a wrong chain is rarely drawn twice.
     """
 
     at_least: float = 0.5
@@ -47,17 +47,18 @@ class Demonstrate:
         """One Demonstration a kept rollout."""
         made: list[AnySignal] = []
         for group in groups:
-            kept: dict[tuple[str, str], Rollout] = {}
+            alike: dict[tuple[str, str], list[Rollout]] = {}
             for rollout, score in group.scored():
                 if score >= self.at_least and rollout.finish_reason == "stop":
-                    kept.setdefault((rollout.context.text, rollout.text), rollout)
-            distinct = list(kept.values())
-            for i in keys.shuffled(len(distinct), f"{key}/{group.sample.id}")[:self.per_sample]:
-                rollout = distinct[i]
+                    alike.setdefault((rollout.context.text, rollout.text), []).append(rollout)
+            mixed = keys.shuffled(len(alike), f"{key}/{group.sample.id}")
+            distinct = [list(alike.values())[i] for i in mixed]
+            for same in sorted(distinct, key=len, reverse=True)[:self.per_sample]:
+                rollout = same[0]
                 made.append(Demonstration(
                     branches={"target": _trained_on(rollout, as_drawn=False)},
                     sample=group.sample.id, rollouts=(rollout.id,), role=rollout.role,
-                    why=f"score >= {self.at_least:g}",
+                    why=f"score >= {self.at_least:g}, drawn {len(same)} times",
                 ))
         return made
 

@@ -34,7 +34,6 @@ PAPER = 0.15
 """Brightest paper, from 0 (black) to 1 (white); ink is at least 0.4 brighter than paper."""
 FEWEST, MOST = 2, 4
 """Digits in a picture, both ends included."""
-MODE = 1
 BLOCK = 4
 """Scans in a block. A dev or test picture never mixes blocks, so blocks are independent."""
 SIZES: dict[Split, int] = {"train": 1000, "dev": 200, "test": 597}
@@ -105,7 +104,7 @@ def compose(scan_ids: Sequence[int], rng: np.random.Generator) -> Image.Image:
     cell = SIDE // GRID
     paper = rng.uniform(0.0, PAPER)
     canvas = np.full((SIDE, SIDE), paper)
-    places = range(n) if MODE == 0 else sorted(rng.permutation(GRID * GRID)[:n])
+    places = sorted(rng.permutation(GRID * GRID)[:n])
     for scan, place in zip(scan_ids, places, strict=True):
         size = int(rng.integers(SMALLEST, BIGGEST + 1))
         stray = min(JITTER, (cell - size) / 2)

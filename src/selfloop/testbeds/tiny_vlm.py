@@ -78,7 +78,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     core.pre_tokenizer = pre_tokenizers.Split(pattern, behavior="isolated")
     core.decoder = decoders.Fuse()
     core.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIALS])
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=core,
         pad_token=PAD,
         bos_token=BOS,
@@ -100,7 +100,7 @@ def make_processor() -> LlavaProcessor:
         image_mean=[MEAN, MEAN, MEAN],
         image_std=[SPREAD, SPREAD, SPREAD],
     )
-    return LlavaProcessor(
+    return LlavaProcessor(  # type: ignore[no-untyped-call]
         image_processor=pictures,
         tokenizer=make_tokenizer(),
         patch_size=PATCH,
@@ -138,7 +138,7 @@ def make_config(tokenizer: PreTrainedTokenizerFast, *, width: int = 128, layers:
     return LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_token_index=vocabulary().index(IMAGE),
         image_seq_length=(SIDE // PATCH) ** 2,
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
@@ -150,7 +150,7 @@ def make_generation_config(tokenizer: PreTrainedTokenizerFast) -> GenerationConf
     """Stops at <eos>; never writes another special token. Drawing <image> would otherwise put a
     placeholder without a picture into the next turn, and the others cannot be read as text."""
     never = [t for t in SPECIALS if t != EOS]
-    return GenerationConfig(
+    return GenerationConfig(  # type: ignore[no-untyped-call]
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -1,0 +1,268 @@
+"""run.yaml: what a run is made of, checked when it is read, and turned into a Loop and an engine.
+
+Whatever is wrong is said in one line that names the file, the line and the key, and the key that
+was probably meant. Only `yaml.safe_load`'s types are ever built.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
+
+from selfloop.methods import METHODS, build_loop, closest, options_of
+from selfloop.roles import SelfloopError
+
+if TYPE_CHECKING:
+    from selfloop.data import Samples
+    from selfloop.roles import Engine
+
+__all__ = ["SEED", "Data", "RunConfig", "build_engine", "build_loop", "load_config", "load_data"]
+
+SEED = Path(__file__).parent / "testbeds" / "seed"
+"""What `model: embedded` means: the seed model that ships with the package."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LoRAConfig(_Part):
+    """Low-rank adapters instead of full weights."""
+
+    rank: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
+    targets: tuple[str, ...] | None = None
+    """Last names of linear layers; None = all of the language model's."""
+
+
+class DataConfig(_Part):
+    """Files that `selfloop.data.load` reads."""
+
+    train: Path
+    dev: Path | None = None
+    test: Path | None = None
+    """Never read by probe, plan or run; `selfloop check` compares its pictures with the others."""
+
+
+class RunConfig(_Part):
+    """One run.yaml. Paths are absolute once loaded."""
+
+    model: str
+    """A from_pretrained folder, a hub id, or "embedded"."""
+    lora: LoRAConfig | None = None
+    dtype: str = "float32"
+    device: str = "auto"
+    threads: int | None = Field(None, ge=1)
+    """CPU threads; results repeat bit for bit only at an equal number."""
+    data: DataConfig
+    verifier: str
+    """module:name, or exact, number, choice, yes_no, text."""
+    method: str = "auto"
+    """auto, star, dpo, grpo, agreement, supervised, or module:function that returns a Loop."""
+    options: dict[str, JsonValue] = Field(default_factory=dict)
+    """Passed on to the recipe."""
+    iterations: int = Field(3, ge=1)
+    seed: int = 0
+    budget: float | None = Field(None, gt=0)
+    """Seconds; written as 90, "10m", "2h" or "1h30m"."""
+    out: Path | None = None
+    """The run folder; by default runs/METHOD beside the file."""
+    home: Path = Field(default=Path("."), exclude=True)
+    """The folder of run.yaml: where its paths start and its own modules are looked for."""
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _seconds(cls, value: Any) -> Any:
+        return seconds(value) if isinstance(value, str) else value
+
+    @field_validator("lora", mode="before")
+    @classmethod
+    def _rank(cls, value: Any) -> Any:
+        """`lora: 16` and `lora: true` are short for its rank and its defaults."""
+        if value is False:
+            return None
+        if value is True:
+            return {}
+        return {"rank": value, "alpha": 2 * value} if isinstance(value, int) else value
+
+    @property
+    def folder(self) -> Path:
+        """Where the run is kept."""
+        return self.out or self.home / "runs" / re.sub(r"\W+", "-", self.method)
+
+    @property
+    def model_path(self) -> str:
+        """What the engine loads."""
+        return str(SEED) if self.model == "embedded" else self.model
+
+
+_SPAN = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?")
+
+
+def seconds(text: str) -> float:
+    """Seconds of "90", "90s", "10m", "2h" or "1h30m". Raises ValueError on anything else."""
+    found = _SPAN.fullmatch(text.strip().lower().replace(" ", ""))
+    if not found or not any(found.groups()):
+        raise ValueError(f'{text!r} is no length of time: write 90s, 10m, 2h or 1h30m')
+    hours, minutes, rest = (float(part or 0) for part in found.groups())
+    return 3600 * hours + 60 * minutes + rest
+
+
+# -- reading ------------------------------------------------------------------------------------
+
+def load_config(path: str | Path = "run.yaml", overrides: Sequence[str] = ()) -> RunConfig:
+    """Read and check a run.yaml; `overrides` are dotted: "seed=1", "options.n=4".
+
+    Raises SelfloopError in one line naming the file, the line if known, the key and the mend.
+    """
+    path = Path(path).expanduser().absolute()
+    values, lines = _read(path)
+    for override in overrides:
+        _override(values, override)
+    _refuse_unknown(values, lines, path, overrides)
+    try:
+        config = RunConfig.model_validate({**values, "home": path.parent})
+    except ValidationError as error:
+        raise SelfloopError(_first(error, lines, path)) from None
+    return _absolute(config, path.parent)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
+    """The file's values, and the line of every key."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise SelfloopError(f"{path}: no such file: make one with `selfloop init IMAGES --labels "
+                            "LABELS`, or name another") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SelfloopError(f"{path}: cannot be read: {error}") from None
+    try:
+        lines: dict[tuple[str, ...], int] = {}
+        _number(yaml.compose(text, Loader=yaml.SafeLoader), (), lines, path)
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        what = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise SelfloopError(f"{path}{where}: not YAML: {what}") from None
+    if not isinstance(values, dict):
+        raise SelfloopError(f"{path}: expected keys such as model: and data:, not "
+                            f"{type(values).__name__}")
+    return values, lines
+
+
+def _number(node: Any, at: tuple[str, ...], lines: dict[tuple[str, ...], int], path: Path) -> None:
+    if not isinstance(node, yaml.MappingNode):
+        return
+    for key, value in node.value:
+        here = (*at, str(key.value))
+        if here in lines:
+            raise SelfloopError(f"{path}, line {key.start_mark.line + 1}: {'.'.join(here)!r} is "
+                                f"given twice (first in line {lines[here]}): keep one")
+        lines[here] = key.start_mark.line + 1
+        _number(value, here, lines, path)
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not equals or not name:
+        raise SelfloopError(f"{override!r}: expected key=value, such as seed=1 or options.n=4")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    *outer, last = name.split(".")
+    inside = values
+    for key in outer:
+        if not isinstance(inside.setdefault(key, {}), dict):
+            raise SelfloopError(f"{override!r}: {key!r} holds a single value, not further keys")
+        inside = inside[key]
+    inside[last] = value
+
+
+_FIELDS: dict[str, type[BaseModel]] = {"": RunConfig, "data": DataConfig, "lora": LoRAConfig}
+
+
+def _refuse_unknown(values: Mapping[str, Any], lines: Mapping[tuple[str, ...], int], path: Path,
+                    overrides: Sequence[str]) -> None:
+    for section, model in _FIELDS.items():
+        found = values if not section else values.get(section)
+        valid = set(model.model_fields) - {"home"}
+        for key in found if isinstance(found, dict) else ():
+            if key in valid:
+                continue
+            full = f"{section}.{key}" if section else str(key)
+            given = next((o for o in overrides if o.split("=")[0] == full), None)
+            hint = closest(str(key), valid)
+            if not section and key in _recipe_options(values.get("method", "auto")):
+                hint = f"; did you mean 'options.{key}'? {hint.rpartition('; ')[2].lstrip(';? ')}"
+            line = lines.get((section, key) if section else (str(key),))
+            where = f"{given!r}" if given else f"{path}, line {line}"
+            raise SelfloopError(f"{where}: unknown key {full!r}{hint}")
+
+
+def _recipe_options(method: Any) -> set[str]:
+    if method not in METHODS and method != "auto":
+        return set()
+    return {o for m in (METHODS if method == "auto" else [method]) for o in options_of(m)}
+
+
+def _first(error: ValidationError, lines: Mapping[tuple[str, ...], int], path: Path) -> str:
+    """The first thing that pydantic found, as one line."""
+    first = error.errors()[0]
+    at = tuple(str(step) for step in first["loc"])
+    line = next((lines[at[:n]] for n in range(len(at), 0, -1) if at[:n] in lines), None)
+    where = f"{path}, line {line}" if line else str(path)
+    if first["type"] == "missing":
+        return f"{where}: the key {'.'.join(at)!r} is missing: add it"
+    what = str(first["msg"]).removeprefix("Value error, ")
+    return f"{where}: {'.'.join(at)} = {first['input']!r}: {what}"[:400]
+
+
+def _absolute(config: RunConfig, home: Path) -> RunConfig:
+    """Paths start at the file's own folder; a model that is a folder there is one, too."""
+    data = config.data.model_copy(update={
+        name: (home / Path(p).expanduser()) for name in ("train", "dev", "test")
+        if (p := getattr(config.data, name)) is not None})
+    model = config.model
+    if model != "embedded" and (model.startswith((".", "~")) or (home / model).is_dir()):
+        model = str((home / Path(model).expanduser()).resolve())
+    out = config.out if config.out is None else home / config.out.expanduser()
+    return config.model_copy(update={"data": data, "model": model, "out": out})
+
+
+# -- building -----------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Data:
+    """What a run may read: the test split is not here."""
+
+    train: Samples
+    dev: Samples | None
+
+
+def load_data(config: RunConfig) -> Data:
+    """Train and dev samples. Raises SelfloopError naming file, row and field of what is bad."""
+    from selfloop.data import load
+
+    for name in ("train", "dev"):
+        path = getattr(config.data, name)
+        if path is not None and not path.exists():
+            raise SelfloopError(f"data.{name}: {path}: no such file: check the path, or make it "
+                                "with `selfloop init`")
+    return Data(load(config.data.train), load(config.data.dev) if config.data.dev else None)
+
+
+def build_engine(config: RunConfig) -> Engine:
+    """The model as an engine. Raises SelfloopError, in one line, for a folder that is none."""
+    from selfloop.engines.hf import HFEngine, LoRA
+
+    lora = LoRA(**config.lora.model_dump()) if config.lora else None
+    return HFEngine(config.model_path, lora=lora, dtype=config.dtype, device=config.device,
+                    threads=config.threads)

@@ -1,0 +1,146 @@
+"""The methods by name: which recipe, which options it takes, and the Loop that a config means."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import sys
+from collections.abc import Callable, Iterable
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from selfloop.answer_types import RULES
+from selfloop.roles import SelfloopError, component_named, reads
+
+if TYPE_CHECKING:
+    from selfloop.config import RunConfig
+    from selfloop.loop import Loop
+    from selfloop.roles import Verifier
+
+METHODS: dict[str, str] = {
+    "star": "imitate the own answers that the verifier accepts",
+    "dpo": "prefer the best to the worst of the own answers",
+    "grpo": "reinforce answers that are better than their group's mean",
+    "agreement": "imitate what the own answers agree on; reads no labels",
+    "supervised": "imitate gold answers or worked solutions; draws nothing",
+}
+"""Recipe name -> what it does in a few words."""
+VERIFIERS = ("exact", "number", "choice", "yes_no", "text")
+_GIVEN = frozenset({"verifier", "metric", "iterations", "seed"})
+"""Recipe parameters that have a key of their own in run.yaml."""
+
+
+def closest(name: str, valid: Iterable[str]) -> str:
+    """'; did you mean X? valid: ...': the end of a message about an unknown name."""
+    known = sorted(valid)
+    near = difflib.get_close_matches(name, known, 1, 0.5)
+    return (f"; did you mean {near[0]!r}?" if near else ";") + f" valid: {', '.join(known)}"
+
+
+def recipe_named(method: str) -> Callable[..., Loop]:
+    """The recipe function of a method name or a module:function."""
+    if method in METHODS:
+        found: Callable[..., Loop] = getattr(import_module(f"selfloop.recipes.{method}"), method)
+        return found
+    if ":" not in method:
+        raise SelfloopError(f"method {method!r} is unknown"
+                            f"{closest(method, ['auto', *METHODS])}, or module:function")
+    return component_named(method)  # type: ignore[no-any-return]
+
+
+def options_of(method: str) -> dict[str, inspect.Parameter]:
+    """The options that a method takes in `options:`."""
+    found = {name: p for name, p in inspect.signature(recipe_named(method)).parameters.items()
+             if name not in _GIVEN and p.kind is not inspect.Parameter.VAR_KEYWORD}
+    if method == "agreement":
+        found["verifier"] = inspect.Parameter("verifier", inspect.Parameter.KEYWORD_ONLY)
+    return found
+
+
+def verifier_named(name: str, home: Path | None = None) -> Verifier:
+    """exact, number, choice, yes_no, text, or module:name (a class is built with its defaults).
+
+    Modules are also looked for in `home` and in the folder one stands in.
+    """
+    if name in VERIFIERS:
+        return component_named(f"{RULES}:{name}")  # type: ignore[no-any-return]
+    if ":" not in name:
+        raise SelfloopError(f"verifier {name!r} is unknown{closest(name, VERIFIERS)}, "
+                            "or module:name")
+    look_in(home)
+    found = component_named(name)
+    if inspect.isclass(found):
+        try:
+            found = found()
+        except TypeError as error:
+            raise SelfloopError(f"verifier {name!r} cannot be built without options ({error}): "
+                                "make an object of it in a module and name that") from None
+    if not callable(found):
+        raise SelfloopError(f"verifier {name!r} is {type(found).__name__}, which cannot be called")
+    return found
+
+
+def look_in(home: Path | None) -> None:
+    """Let modules beside run.yaml, or in the current folder, be imported by name."""
+    for folder in (home, Path.cwd()):
+        if folder is not None and str(folder) not in sys.path:
+            sys.path.append(str(folder))
+
+
+def build_loop(config: RunConfig) -> Loop:
+    """The Loop that a config means. Raises SelfloopError naming an option that does not exist."""
+    if config.method == "auto":
+        raise SelfloopError("method: auto is chosen by `selfloop plan` and `selfloop run`; "
+                            f"or name one of {', '.join(METHODS)}")
+    look_in(config.home)
+    recipe = recipe_named(config.method)
+    takes = inspect.signature(recipe).parameters
+    anything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in takes.values())
+    valid = options_of(config.method)
+    for name in config.options:
+        if name not in valid and not anything:
+                own = f"; it has a key of its own: {name}: ..." if name in _GIVEN & takes.keys() \
+                else closest(name, valid)
+            raise SelfloopError(f"options.{name}: {config.method} has no such option{own}")
+    options = {name: _typed(name, value, valid) for name, value in config.options.items()}
+    metric = verifier_named(config.verifier, config.home)
+    given: dict[str, Any] = {"verifier": metric, "metric": metric, "seed": config.seed,
+                             "iterations": config.iterations}
+    if config.method == "agreement":
+        given["verifier"], options = _without_labels(options, config.home)
+    named = {name: value for name, value in given.items() if name in takes or anything}
+    try:
+        return recipe(**named, **options)
+    except (TypeError, ValueError) as error:
+        raise SelfloopError(f"options of {config.method}: {error}") from error
+
+
+def _typed(name: str, value: Any, valid: dict[str, inspect.Parameter]) -> Any:
+    """The value as the option's type: YAML reads 1e-5 as text, and a word is no number."""
+    kind = valid[name].annotation if name in valid else inspect.Parameter.empty
+    if kind is inspect.Parameter.empty or isinstance(kind, str):
+        return value
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        what = error.errors()[0]["msg"]
+        raise SelfloopError(f"options.{name} = {value!r}: {what}; "
+                            f"expected {getattr(kind, '__name__', kind)}") from None
+
+
+def _without_labels(options: dict[str, Any], home: Path) -> tuple[Verifier, dict[str, Any]]:
+    """The label-free verifier of `agreement`, and the other options."""
+    from selfloop.organize.verify.vote import MajorityVote
+
+    rest = {name: value for name, value in options.items() if name != "verifier"}
+    if "verifier" not in options:
+        # A plain vote is only sound among answers to one question.
+        return MajorityVote(), {"questions": 1, **rest}
+    verifier = verifier_named(str(options["verifier"]), home)
+    if reads(verifier):
+        raise SelfloopError(f"options.verifier: {options['verifier']} reads gold answers; "
+                            "agreement needs a verifier that reads none")
+    return verifier, rest
