@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import toyland
 
+import toyland
 from selfloop.store import RunFolder
 
 NAMES = sorted(toyland.loops())

@@ -20,7 +20,11 @@ from selfloop.optimize.losses.sft import SFT
 from selfloop.organize.chain import Chain
 from selfloop.organize.refine.filters import Role
 from selfloop.organize.signals import (
-    BestWorst, Demonstrate, GroupAdvantage, Privileged, Views,
+    BestWorst,
+    Demonstrate,
+    GroupAdvantage,
+    Privileged,
+    Views,
 )
 from selfloop.organize.verify.environment import EnvironmentReturn
 from selfloop.organize.verify.rules import exact

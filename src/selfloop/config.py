@@ -65,6 +65,8 @@ class RunConfig(_Part):
     """module:name, or exact, number, choice, yes_no, text."""
     method: str = "auto"
     """auto, star, dpo, grpo, agreement, supervised, or module:function that returns a Loop."""
+    prompt: str = "as it is"
+    """A structured prompt of collect/guided.py that ends every question."""
     options: dict[str, JsonValue] = Field(default_factory=dict)
     """Passed on to the recipe."""
     iterations: int = Field(3, ge=1)
@@ -90,6 +92,15 @@ class RunConfig(_Part):
         if value is True:
             return {}
         return {"rank": value, "alpha": 2 * value} if isinstance(value, int) else value
+
+    @field_validator("prompt")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        from selfloop.collect.guided import STRUCTURES
+
+        if value not in ("as it is", *STRUCTURES):
+            raise ValueError("no such prompt" + closest(value, ["as it is", *STRUCTURES]))
+        return value
 
     @property
     def folder(self) -> Path:
@@ -129,7 +140,7 @@ def load_config(path: str | Path = "run.yaml", overrides: Sequence[str] = ()) ->
     try:
         config = RunConfig.model_validate({**values, "home": path.parent})
     except ValidationError as error:
-        raise SelfloopError(_first(error, lines, path)) from None
+        raise SelfloopError(_first(error, lines, path, overrides)) from None
     return _absolute(config, path.parent)
 
 
@@ -198,13 +209,22 @@ def _refuse_unknown(values: Mapping[str, Any], lines: Mapping[tuple[str, ...], i
             if key in valid:
                 continue
             full = f"{section}.{key}" if section else str(key)
-            given = next((o for o in overrides if o.split("=")[0] == full), None)
             hint = closest(str(key), valid)
             if not section and key in _recipe_options(values.get("method", "auto")):
                 hint = f"; did you mean 'options.{key}'? {hint.rpartition('; ')[2].lstrip(';? ')}"
-            line = lines.get((section, key) if section else (str(key),))
-            where = f"{given!r}" if given else f"{path}, line {line}"
-            raise SelfloopError(f"{where}: unknown key {full!r}{hint}")
+            raise SelfloopError(f"{_where(tuple(full.split('.')), lines, path, overrides)}: "
+                                f"unknown key {full!r}{hint}")
+
+
+def _where(at: tuple[str, ...], lines: Mapping[tuple[str, ...], int], path: Path,
+           overrides: Sequence[str]) -> str:
+    """The override that gave a key, else the file and its line."""
+    for override in overrides:
+        name = tuple(override.partition("=")[0].split("."))
+        if name == at[:len(name)] or at == name[:len(at)]:
+            return repr(override)
+    line = next((lines[at[:n]] for n in range(len(at), 0, -1) if at[:n] in lines), None)
+    return f"{path}, line {line}" if line else str(path)
 
 
 def _recipe_options(method: Any) -> set[str]:
@@ -213,12 +233,12 @@ def _recipe_options(method: Any) -> set[str]:
     return {o for m in (METHODS if method == "auto" else [method]) for o in options_of(m)}
 
 
-def _first(error: ValidationError, lines: Mapping[tuple[str, ...], int], path: Path) -> str:
+def _first(error: ValidationError, lines: Mapping[tuple[str, ...], int], path: Path,
+           overrides: Sequence[str]) -> str:
     """The first thing that pydantic found, as one line."""
     first = error.errors()[0]
     at = tuple(str(step) for step in first["loc"])
-    line = next((lines[at[:n]] for n in range(len(at), 0, -1) if at[:n] in lines), None)
-    where = f"{path}, line {line}" if line else str(path)
+    where = _where(at, lines, path, overrides)
     if first["type"] == "missing":
         return f"{where}: the key {'.'.join(at)!r} is missing: add it"
     what = str(first["msg"]).removeprefix("Value error, ")
@@ -256,7 +276,20 @@ def load_data(config: RunConfig) -> Data:
         if path is not None and not path.exists():
             raise SelfloopError(f"data.{name}: {path}: no such file: check the path, or make it "
                                 "with `selfloop init`")
-    return Data(load(config.data.train), load(config.data.dev) if config.data.dev else None)
+    train = structured(load(config.data.train), config.prompt)
+    dev = structured(load(config.data.dev), config.prompt) if config.data.dev else None
+    return Data(train, dev)
+
+
+def structured(samples: Samples, prompt: str) -> Samples:
+    """The samples with every question ended by a structured prompt of collect/guided.py."""
+    if prompt == "as it is":
+        return samples
+    from selfloop.collect.guided import STRUCTURES
+    from selfloop.data import Samples
+
+    made = (s.model_copy(update={"prompt": STRUCTURES[prompt](s.context).prompt}) for s in samples)
+    return Samples.of(made, samples.name)
 
 
 def build_engine(config: RunConfig) -> Engine:

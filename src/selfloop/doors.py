@@ -28,7 +28,7 @@ class _Ask:
     role: str
     request: Request
     sample: str
-    future: asyncio.Future[list[list[Turn]]]
+    future: asyncio.Future[list[Turn]]
 
 
 @dataclass
@@ -153,7 +153,7 @@ def _wants_blocking(job: Job) -> bool:
 
 def _blocking(door: Generate, loop: asyncio.AbstractEventLoop) -> Any:
     def generate(*args: Any, **named: Any) -> list[Rollout]:
-        return asyncio.run_coroutine_threadsafe(door(*args, **named), loop).result()  # type: ignore[arg-type]
+        return asyncio.run_coroutine_threadsafe(door(*args, **named), loop).result()
     return generate
 
 

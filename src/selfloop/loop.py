@@ -7,15 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any
 
 from selfloop.collect import drawing
 from selfloop.doors import is_async
 from selfloop.evaluate.gate import Gate
 from selfloop.organize import judging
 from selfloop.roles import (
-    Loss, Optim, Organizer, Sampler, Sampling, SelfloopError, Verifier, check_call, name_of,
-    parameters, reads, source_hash,
+    Loss,
+    Optim,
+    Organizer,
+    Sampler,
+    Sampling,
+    SelfloopError,
+    Verifier,
+    check_call,
+    name_of,
+    parameters,
+    reads,
+    source_hash,
 )
 from selfloop.types import digest
 

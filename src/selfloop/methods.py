@@ -102,7 +102,7 @@ def build_loop(config: RunConfig) -> Loop:
     valid = options_of(config.method)
     for name in config.options:
         if name not in valid and not anything:
-                own = f"; it has a key of its own: {name}: ..." if name in _GIVEN & takes.keys() \
+            own = f"; it has a key of its own: {name}: ..." if name in _GIVEN & takes.keys() \
                 else closest(name, valid)
             raise SelfloopError(f"options.{name}: {config.method} has no such option{own}")
     options = {name: _typed(name, value, valid) for name, value in config.options.items()}

@@ -95,8 +95,8 @@ def _arm(study: Study, arm: str, engine: Engine) -> tuple[Loop, Sequence[Sample]
 
 def _control(study: Study, used: Spent, engine: Engine, by_flops: bool) -> Loop:
     """Arm (a): as many updates on the labels only, of as many tokens each; or as many FLOPs."""
-    sizes = [sum(len(r.token_ids) for r in engine.rows(Branch(context=s.context, text=s.rationale)))  # type: ignore[attr-defined]
-             for s in study.labelled[:64] if s.rationale]
+    gold = [Branch(context=s.context, text=s.rationale) for s in study.labelled[:64] if s.rationale]
+    sizes = [sum(len(row.token_ids) for row in engine.rows(branch)) for branch in gold]
     each = sum(sizes) / len(sizes)
     batch = max(8, min(64, round(used.read / max(1, used.updates) / each)))
     updates = used.updates if not by_flops else round(

@@ -10,23 +10,32 @@ log-probabilities into a number. Components name what they need and get only tha
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-import pkgutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from selfloop.types import AnySignal, Branch, Context, Rollout, Sample, Turn, Verdict
+from selfloop.calling import (
+    LABELS,
+    SelfloopError,
+    as_verdict,
+    call_by_name,
+    check_call,
+    component_named,
+    gold,
+    name_of,
+    parameters,
+    reads,
+    source_hash,
+)
+from selfloop.types import AnySignal, Branch, Context, Rollout, Sample, Turn
 
-LABELS = ("answer", "answers", "rationale", "rationales")
-"""Parameter names through which a component declares that it reads gold values."""
-
-
-class SelfloopError(Exception):
-    """An error whose message is meant for the user: one line, what, where, and the mend."""
-
+__all__ = [
+    "LABELS", "Engine", "Generate", "Guidance", "Known", "Loss", "Optim", "Organized", "Organizer",
+    "Request", "Sampler", "Sampling", "SelfloopError", "State", "Verifier", "as_verdict",
+    "call_by_name", "check_call", "component_named", "gold", "name_of", "parameters", "reads",
+    "source_hash",
+]
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -96,8 +105,10 @@ Organizer = Callable[..., Organized]
 class Loss(Protocol):
     """A loss returns sums; the learner divides each term once, by its global unit count."""
 
-    needs: frozenset[str]
-    """Of: reference, old, teacher, entropy."""
+    @property
+    def needs(self) -> frozenset[str]:
+        """Of: reference, old, teacher, entropy."""
+        ...
 
     def accepts(self, signal: AnySignal) -> bool:
         """Whether this loss reads that signal."""
@@ -108,7 +119,7 @@ class Loss(Protocol):
         """Each term's denominator; `tokens[branch][i]` = trained tokens of signal i."""
         ...
 
-    def __call__(self, batch: Any) -> dict[str, tuple[float, Any]]:
+    def __call__(self, batch: Any, /) -> dict[str, tuple[float, Any]]:
         """{term: (weight, sum over this micro-batch)}; see optimize/batch.py for `batch`."""
         ...
 
@@ -174,6 +185,10 @@ class Engine(Protocol):
         """Drawn tokens as text, without special tokens."""
         ...
 
+    def rows(self, branch: Branch) -> list[Any]:
+        """The branch as token sequences (optimize.rows.Row), as the learner reads it."""
+        ...
+
     def logprobs(self, branches: Sequence[Branch], version: int | str = "current"
                  ) -> list[list[float]]:
         """Log-probs of each branch's trained tokens; `version` may be "current" or "seed"."""
@@ -220,95 +235,3 @@ class Engine(Protocol):
     def fingerprint(self) -> str:
         """Hash of the seed weights and whatever else decides what this engine computes."""
         ...
-
-
-def parameters(component: Any) -> dict[str, inspect.Parameter]:
-    """The parameters that a component names (its `__call__`, if it is an object)."""
-    return dict(inspect.signature(component).parameters)
-
-
-def reads(component: Any) -> frozenset[str]:
-    """Which gold values a component declares that it reads, through anything it wraps."""
-    names = frozenset(parameters(component)) & frozenset(LABELS)
-    for inner in _inner(component):
-        names |= reads(inner)
-    return names
-
-
-def gold(component: Any, sample: Sample) -> dict[str, Any]:
-    """Those gold values of a sample that the component declares it reads, and no others."""
-    declared = reads(component)
-    values = {"answer": sample.answer, "rationale": sample.rationale}
-    return {name: value for name, value in values.items() if name in declared}
-
-
-def _inner(component: Any) -> list[Any]:
-    """Components held in the fields of a dataclass component."""
-    if not is_dataclass(component) or isinstance(component, type):
-        return []
-    found: list[Any] = []
-    for item in fields(component):
-        value = getattr(component, item.name)
-        values = value if isinstance(value, tuple) else (value,)
-        flat = [x for v in values for x in (v if isinstance(v, tuple) else (v,))]
-        found += [v for v in flat if callable(v) and not isinstance(v, type)]
-    return found
-
-
-def check_call(what: str, component: Any, offered: Sequence[str]) -> None:
-    """Refuse, when the loop is built, a component that asks for something never offered."""
-    for name, parameter in parameters(component).items():
-        optional = parameter.default is not inspect.Parameter.empty or parameter.kind in (
-            inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL
-        )
-        if name not in offered and not optional:
-            raise SelfloopError(
-                f"{what} {name_of(component)} asks for {name!r}, which a {what} is never given; "
-                f"it may name: {', '.join(offered)}"
-            )
-
-
-def call_by_name(component: Any, **offered: Any) -> Any:
-    """Call a component with those of the offered arguments that it names."""
-    named = parameters(component)
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in named.values()):
-        return component(**offered)
-    return component(**{name: value for name, value in offered.items() if name in named})
-
-
-def name_of(component: Any) -> str:
-    """module:name of a function or of an object's class."""
-    target = component if inspect.isroutine(component) else type(component)
-    return f"{target.__module__}:{target.__qualname__}"
-
-
-def source_hash(component: Any) -> str:
-    """module:name#hash-of-source; lambdas and closures are refused: they have no stable name."""
-    target = component if inspect.isroutine(component) else type(component)
-    if "<lambda>" in target.__qualname__:
-        raise SelfloopError(
-            f"a lambda from {target.__module__} cannot be part of a loop: it has no name to "
-            "fingerprint; write it as a module-level function"
-        )
-    try:
-        source = inspect.getsource(target)
-    except (OSError, TypeError):
-        source = target.__qualname__
-    return f"{name_of(component)}#{hashlib.blake2b(source.encode(), digest_size=5).hexdigest()}"
-
-
-def component_named(path: str) -> Any:
-    """The object at "module:name", for YAML and the command line."""
-    try:
-        return pkgutil.resolve_name(path)
-    except (ValueError, ImportError, AttributeError) as error:
-        raise SelfloopError(f"no component {path!r}: {error}; write it as module:name") from error
-
-
-def as_verdict(value: Any, verifier: str) -> Verdict:
-    """bool | float | Verdict | None, as a Verdict. NaN is refused: it is neither."""
-    if isinstance(value, Verdict):
-        return value if value.verifier else value.model_copy(update={"verifier": verifier})
-    if value is None:
-        return Verdict(verifier=verifier)
-    return Verdict(score=float(value), verifier=verifier)

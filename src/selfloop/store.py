@@ -232,7 +232,8 @@ class RunFolder:
         """The signals of a finished step."""
         found = read_table(self.step(step) / f"signals-{role}-0000.parquet")
         if found is None:
-            raise SelfloopError(f"{self.step(step)}: signals-{role}-0000.parquet is missing or torn")
+            raise SelfloopError(
+                f"{self.step(step)}: signals-{role}-0000.parquet is missing or torn")
         columns = found[0]
         return [
             SIGNALS[kind].from_json(text)  # type: ignore[misc]

@@ -16,7 +16,7 @@ from selfloop.collect.drawing import draw
 from selfloop.doors import Doors
 from selfloop.evaluate.answering import answer
 from selfloop.evaluate.answers import Answer
-from selfloop.loop import Loop
+from selfloop.loop import Learn, Loop
 from selfloop.organize.chain import Chain
 from selfloop.organize.judging import judge
 from selfloop.organize.refine.shuffle import ShuffleVerdicts
@@ -53,7 +53,7 @@ def spent(run: RunFolder) -> Spent:
 
 def shuffled(loop: Loop) -> Loop:
     """Arm (c): the loop with its verdicts dealt out at random."""
-    def mixed(how):  # type: ignore[no-untyped-def]
+    def mixed(how: Learn) -> Learn:
         if not isinstance(how.organizer, Chain):
             raise SelfloopError("the shuffled arm needs an organizer made with Chain")
         chain = replace(how.organizer, steps=(ShuffleVerdicts(), *how.organizer.steps))

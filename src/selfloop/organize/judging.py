@@ -50,7 +50,8 @@ def _job(verifier: Verifier, group: Group, scope: str,
 
     async def job(generate: Generate) -> Group:
         found = judge_all(lambda **about: ask(generate, **about))
-        return await found if inspect.isawaitable(found) else found
+        judged: Group = await found if inspect.isawaitable(found) else found
+        return judged
 
     return job
 

@@ -13,7 +13,15 @@ from typing import Any, ClassVar
 
 from selfloop import keys
 from selfloop.types import (
-    Advantage, AnySignal, Branch, Context, Demonstration, Distill, Group, Pair, Rollout,
+    Advantage,
+    AnySignal,
+    Branch,
+    Context,
+    Demonstration,
+    Distill,
+    Group,
+    Pair,
+    Rollout,
 )
 
 _HERE = Branch(context=Context(prompt=()), text="")

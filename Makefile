@@ -1,0 +1,32 @@
+# Two commands: `make demo` and `make test`. Everything they need they set up themselves.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: demo test proof check slow clean setup
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	scripts/setup $(PYTHON) $(VENV)
+	@touch $@
+
+demo: setup
+	$(BIN)/selfloop demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+proof: setup
+	scripts/proof
+
+check: setup
+	scripts/check
+
+slow: setup
+	scripts/test-slow
+
+clean:
+	rm -rf $(VENV) runs dist

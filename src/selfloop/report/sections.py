@@ -1,0 +1,265 @@
+"""The page's sections as plain values: what page.jinja prints, one function a section."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from selfloop.evaluate.answers import accuracy
+from selfloop.report import figures
+from selfloop.report.facts import (
+    ARMS, Estimate, Findings, account, between, estimate, lasting, points, short,
+)
+
+SAYS = {
+    "final_accuracy": ("The loop's final model", "the last promoted version, answering once"),
+    "seed_accuracy": ("Seed", "the model before the loop"),
+    "control_steps": ("Control, same steps", "as many updates on the seed's own labels only"),
+    "control_flops": ("Control, same FLOPs", "the same, with the loop's whole compute"),
+    "testtime_vote": ("Seed with vote", "the seed answering many times and voting"),
+    "shuffled": ("Shuffled verdicts", "the same loop with its verdicts dealt out at random"),
+    "supervised_on_answers": ("Supervised on answers", "trained on every gold answer the loop read"),
+    "no_image": ("Without pictures", "the final model, every picture taken out"),
+    "skyline": ("Skyline", "trained on full labels for every question; an upper reference"),
+}
+"""Arm -> its name and what it is."""
+REFERENCES = ("no_image", "skyline")
+"""Arms that are shown for scale; beating them or not is no claim."""
+
+
+def headline(found: Findings) -> list[tuple[str, str, str]]:
+    """The figures at the top: (what, value, interval or remark)."""
+    cost = account(found)
+    rows = _headline_arms(found) if found.summary else _headline_dev(found)
+    full, answers = cost["labels_full"], cost["labels_answer_only"]
+    rows.append(("Labels read", f"{full + answers:,}",
+                 f"{full:,} full, {answers:,} answers only" if full + answers
+                 else "no gold value was read while training"))
+    tokens = cost["tokens"]
+    rows.append(("Tokens drawn", short(tokens["drawn"]),
+                 f"{short(tokens['learn_trained'])} trained on"))
+    rows.append(("FLOPs", short(cost["flops"]) if cost["flops"] else "not known",
+                 "collecting and learning" if cost["flops"] else "no iteration has ended"))
+    seconds = cost["seconds"]["all"]
+    whole = float((found.summary or {}).get("seconds", 0.0))
+    rows.append(("Time of the loop", lasting(seconds),
+                 f"{lasting(whole)} with every arm" if whole else ""))
+    return rows
+
+
+def _headline_arms(found: Findings) -> list[tuple[str, str, str]]:
+    summary = found.summary or {}
+    rows = []
+    for what, arm in (("Seed", "seed_accuracy"), ("Final", "final_accuracy")):
+        if arm in summary:
+            rows.append((what, f"{summary[arm]:.1f} %", _ends(estimate(found.arms.get(arm, [])))))
+    if "gain_over_control" in summary:
+        low, high = (v / 100 for v in summary["interval"])
+        rows.append(("Gain over control", points(summary["gain_over_control"] / 100),
+                     between(low, high)))
+    return rows
+
+
+def _headline_dev(found: Findings) -> list[tuple[str, str, str]]:
+    rows = []
+    for what, index in (("Seed, on dev", -1), ("Final, on dev", found.final)):
+        known = estimate(found.greedy(index)) if index is not None else None
+        if known:
+            rows.append((what, f"{100 * known.value:.1f} %", _ends(known)))
+    gain = found.dev_gain
+    if gain:
+        rows.append(("Gain over the seed", points(gain.gain), between(gain.low, gain.high)))
+    return rows
+
+
+def _ends(known: Estimate | None) -> str:
+    if known is None or known.low is None or known.high is None:
+        return ""
+    return f"95 % interval {100 * known.low:.1f} to {100 * known.high:.1f}"
+
+
+def arms(found: Findings) -> dict[str, Any] | None:
+    """Every arm with its interval and how the final model compares; None without a proof."""
+    summary = found.summary
+    if not summary or "final_accuracy" not in summary:
+        return None
+    shown = [arm for arm in ARMS if isinstance(summary.get(arm), int | float)]
+    known = {arm: estimate(found.arms.get(arm, [])) or Estimate(summary[arm] / 100)
+             for arm in shown}
+    scale = figures.axis([v for e in known.values() for v in (e.value, e.low, e.high)],
+                         ticks=5, inside=(0.0, 1.0))
+    mark = known["final_accuracy"].value
+    rows = []
+    for arm in shown:
+        what, about = SAYS[arm]
+        e = known[arm]
+        state, compared = _against(arm, summary)
+        kind = {"final_accuracy": "solid"}.get(arm, "dot" if arm in REFERENCES else "dash")
+        rows.append({
+            "name": what, "about": about, "value": f"{100 * e.value:.1f}", "ends": (
+                f"{100 * e.low:.1f} to {100 * e.high:.1f}"
+                if e.low is not None and e.high is not None else "no interval stored"),
+            "state": state, "compared": compared, "key": arm,
+            "chart": figures.interval_row(e.value, e.low, e.high, scale, mark, kind),
+        })
+    absent = [SAYS[arm][0] for arm in ARMS if arm not in shown]
+    return {"rows": rows, "ticks": figures.ticks_row(scale), "words": summary.get("words", ""),
+            "n": summary.get("heldout_n"), "absent": absent, "doubts": _doubts(found, known)}
+
+
+def _against(arm: str, summary: Mapping[str, Any]) -> tuple[str, str]:
+    """Whether the final model is above an arm, in one word and in figures."""
+    if arm == "final_accuracy":
+        return "", ""
+    gain = summary.get("gains", {}).get(arm)
+    if gain is None:
+        return ("reference" if arm in REFERENCES else "not compared"), ""
+    low, high = gain["interval"]
+    said = f"{points(gain['gain'] / 100)}, {between(low / 100, high / 100)}"
+    if arm in REFERENCES:
+        return "reference", said
+    return ("beaten" if low > 0 else "not beaten" if high >= 0 else "the arm is better"), said
+
+
+def _doubts(found: Findings, known: Mapping[str, Estimate]) -> list[str]:
+    """Arms whose stored answers do not give the figure of summary.json."""
+    summary = found.summary or {}
+    return [f"{SAYS[arm][0]}: summary.json says {summary[arm]:.2f}, its stored answers give "
+            f"{100 * accuracy(found.arms[arm]):.2f}"
+            for arm in known if arm in found.arms
+            and abs(100 * accuracy(found.arms[arm]) - summary[arm]) > 0.011]
+
+
+def progress(found: Findings) -> dict[str, Any] | None:
+    """Dev accuracy, reward and no-image accuracy, from the seed on; None when nothing is known."""
+    order = [-1, *(i.index for i in found.iterations)]
+    held = [estimate(found.greedy(i)) for i in order]
+    blind = [estimate([a for a in found.dev.get(i, ()) if a.arm == "no_image"]) for i in order]
+    rewards: list[float | None] = [None, *(i.reward for i in found.iterations)]
+    if not any(held) and not any(r is not None for r in rewards):
+        return None
+    as_share = all(r is None or 0 <= r <= 1 for r in rewards)
+    labels = ["seed", *(str(i.index + 1) for i in found.iterations)]
+    lines = [figures.Line(
+        "Held-out (dev) accuracy", [e and e.value for e in held],
+        lows=[e and e.low for e in held], highs=[e and e.high for e in held])]
+    if as_share and any(r is not None for r in rewards):
+        lines.append(figures.Line("Mean reward of training answers", rewards, "dash"))
+    if any(blind):
+        lines.append(figures.Line("Dev accuracy without pictures", [e and e.value for e in blind],
+                                  "dot"))
+    lines = [line for line in lines if any(v is not None for v in line.values)]
+    table = [{"label": label, "held": _cell(e), "blind": _cell(b),
+              "reward": "–" if r is None else f"{r:.3f}"}
+             for label, e, b, r in zip(labels, held, blind, rewards, strict=True)]
+    return {
+        "chart": figures.curves(lines, labels, title="Curves over iterations; the same figures "
+                                "are in the table below"),
+        "lines": [(line.name, line.kind) for line in lines], "table": table,
+        "reward": None if as_share else figures.small("Mean reward", rewards[1:], first=1),
+    }
+
+
+def _cell(e: Estimate | None) -> str:
+    if e is None:
+        return "–"
+    ends = "" if e.low is None or e.high is None else f" [{100 * e.low:.1f}, {100 * e.high:.1f}]"
+    return f"{100 * e.value:.1f} %{ends}"
+
+
+def steps(found: Findings) -> list[dict[str, Any]]:
+    """Small charts over steps: every loss term, gradient norm, zero-variance share, reward."""
+    roles = list(dict.fromkeys(role for step in found.learned for role in step))
+    charts = []
+    for role in roles:
+        names = list(dict.fromkeys(n for step in found.learned for n in step.get(role, {})))
+        own = f"{role}: " if len(roles) > 1 else ""
+        terms = [n for n in names if n not in ("grad_norm", "updates") and "tokens_" not in n]
+        charts += [(f"{own}{'gradient norm' if n == 'grad_norm' else n}", [
+            step.get(role, {}).get(n) for step in found.learned], False)
+            for n in (*terms[:8], *(["grad_norm"] if "grad_norm" in names else []))]
+    for name, said in (("zero_variance", "questions with equal verdicts"),
+                       ("mean_score", "mean score"), ("truncated", "answers cut off")):
+        values = [m["monitors"].get(name) for m in found.manifests]
+        percent = all(v is None or 0 <= v <= 1 for v in values)
+        charts.append((said, values, percent))
+    return [{"name": name, "chart": chart} for name, values, percent in charts
+            if (chart := figures.small(name, values, percent=percent))]
+
+
+def flow(found: Findings) -> list[dict[str, Any]]:
+    """What was drawn and what became of it, by iteration, unfinished ones included."""
+    each = found.steps_per_iteration
+    done = {i.index for i in found.iterations}
+    rows = []
+    for index in range(-(-len(found.manifests) // each)):
+        counts: dict[str, int] = {}
+        for manifest in found.manifests[index * each:(index + 1) * each]:
+            for name, count in manifest["counts"].items():
+                counts[name] = counts.get(name, 0) + count
+        drawn = max(1, counts.get("drawn", 0))
+        # Errors are verdicts without a score too: they are counted once, as errors.
+        unsure = counts.get("unjudged", 0) - counts.get("errors", 0)
+        wrong = counts.get("drawn", 0) - counts.get("right", 0) - counts.get("unjudged", 0)
+        signals = {k.removeprefix("signals_"): v for k, v in counts.items()
+                   if k.startswith("signals_")}
+        rows.append({
+            "label": str(index + 1) + ("" if index in done else " (unfinished)"), **{
+                k: counts.get(k, 0) for k in ("problems", "drawn", "right", "errors", "truncated")},
+            "wrong": wrong, "unjudged": unsure, "signals": ", ".join(
+                f"{v:,}" + (f" {k}" if len(signals) > 1 else "") for k, v in signals.items()),
+            "bar": figures.stacked([("right", counts.get("right", 0) / drawn), ("wrong",
+                                    wrong / drawn), ("unjudged", unsure / drawn),
+                                    ("error", counts.get("errors", 0) / drawn)]),
+        })
+    return rows
+
+
+def cost(found: Findings) -> list[tuple[str, str, str]]:
+    """The account of labels, tokens, compute and time: (what, figure, what it counts)."""
+    known = account(found)
+    tokens, seconds = known["tokens"], known["seconds"]
+    return [
+        ("Full labels read", f"{known['labels_full']:,}",
+         "training questions whose worked solution some component was given"),
+        ("Answers read", f"{known['labels_answer_only']:,}",
+         "training questions whose gold answer, and no more, some component was given"),
+        ("Dev questions", f"{known['labels_dev']:,}",
+         "whose answers only the evaluation and the gate read"),
+        ("Tokens read while drawing", f"{tokens['read']:,}", "prompts, once per question"),
+        ("Tokens drawn", f"{tokens['drawn']:,}", "answers"),
+        ("Tokens read while learning", f"{tokens['learn_read']:,}", "prompts and answers"),
+        ("Tokens trained on", f"{tokens['learn_trained']:,}", "those that carry the loss"),
+        ("FLOPs", f"{known['flops']:.3g}" if known["flops"] else "not known",
+         "estimated from tokens and parameters" if known["flops"] else "no iteration has ended"),
+        ("Time collecting", lasting(seconds["collecting"]), "drawing and judging"),
+        ("Time learning", lasting(seconds["learning"]), "optimizer updates"),
+        ("Time in all", lasting(seconds["all"]), "evaluation and writing included; pauses not"),
+    ]
+
+
+def files(found: Findings) -> list[tuple[str, str, str]]:
+    """What the figures can be recomputed from: (path, what it holds, first of its sha256)."""
+    home, run = found.folder, found.run.path
+    wanted: list[tuple[Path, str]] = []
+    if found.summary is not None:
+        wanted.append((home / "summary.json", "every headline figure"))
+        wanted += [(home / "answers" / f"{arm}.parquet", f"test answers: {SAYS[arm][0]}")
+                   for arm in ARMS]
+    wanted += [(run / "loop.json", "the loop, its fingerprint, hashes of data and engines"),
+               (run.joinpath("iterations", "seed", "answers.parquet"), "dev answers of the seed")]
+    for i in found.iterations:
+        place = found.run.iteration(i.index)
+        wanted += [(place / "answers.parquet", f"dev answers after iteration {i.index + 1}"),
+                   (place / "iteration.json", f"the gate's decision {i.index + 1}")]
+    wanted.append((run / "events.jsonl", "clocks, rates, and what happened when"))
+    rows = [(path.relative_to(home).as_posix() if path.is_relative_to(home) else str(path), what,
+             hashlib.sha256(path.read_bytes()).hexdigest()[:12])
+            for path, what in wanted if path.is_file()]
+    if found.manifests:
+        near = (run / "steps").relative_to(home) if run.is_relative_to(home) else run / "steps"
+        rows.append((f"{near.as_posix()}/", f"{len(found.manifests)} steps: every answer drawn, "
+                     "every verdict, every signal, with a manifest each", ""))
+    return rows
