@@ -250,8 +250,9 @@ def _measured(engine: Engine, asked: Sequence[Sample], drawn: Sequence[Answer], 
     prompts = [len(render(s.context)[0]) for s in asked] if render else [0]
     branches = [Branch(context=s.context, text=next(
         (a.parsed for a in drawn if a.sample == s.id and a.parsed), "0")) for s in asked[:8]]
-    began = time.perf_counter()
     try:
+        engine.logprobs(branches)  # the first call also pays for what is set up once
+        began = time.perf_counter()
         engine.logprobs(branches)
         reading = (time.perf_counter() - began) / max(1, sum(prompts[:8]) + 2 * len(branches))
     except SelfloopError:  # an answer that cannot be scored costs an estimate, not the probe

@@ -142,14 +142,21 @@ class PassAtK:
 
 @dataclass(frozen=True)
 class Blind:
-    """Fires when accuracy without the picture rose by more than `max_rise` (monitor M13)."""
+    """Fires when accuracy without the picture rose by more than `max_rise` (monitor M13).
+
+    A guess is noisy: the rise has to exceed the bound by `z` standard errors of the difference
+    of two proportions over the dev questions, so that small dev splits do not roll back by luck.
+    """
 
     max_rise: float = 0.05
+    z: float = 1.645
 
     def __call__(self, monitors: Figures, before: Figures) -> str | None:
-        """Reads `no_image`."""
+        """Reads `no_image`, and `questions` for its standard error."""
         found = _both("no_image", monitors, before)
-        if found is None or found[0] - found[1] <= self.max_rise:
+        n = _figure(monitors, "questions")
+        noise = math.sqrt(sum(p * (1 - p) for p in found) / n) if found and n else 0.0
+        if found is None or found[0] - found[1] <= self.max_rise + self.z * noise:
             return None
         return (f"accuracy without the picture rose from {100 * found[1]:.1f} to "
                 f"{100 * found[0]:.1f} (by at most {100 * self.max_rise:g} points)")

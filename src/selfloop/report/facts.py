@@ -106,16 +106,16 @@ def gather(folder: str | Path) -> Findings:
     folder = Path(folder)
     run, home = _located(folder)
     missing: list[str] = []
-    about = _json(run.path / "loop.json", missing) or {}
+    about = _json(run.path / "loop.json", missing)
     iterations = run.iterations()
     manifests = _manifests(run)
-    learned = [_json(run.step(i) / "learned.json") or {} for i in range(len(manifests))]
+    learned = [_json(run.step(i) / "learned.json", []) for i in range(len(manifests))]
     dev: dict[int, list[Answer]] = {}
     for index, place in [(-1, "seed"), *((i.index, i.index) for i in iterations)]:
         path = run.iteration(place) / "answers.parquet"
         if path.exists():
             dev[index] = _answers(path, missing)
-    summary = _json(home / "summary.json", missing) if home else None
+    summary = (_json(home / "summary.json", missing) or None) if home else None
     arms = {}
     for arm in ARMS if home else ():
         path = home / "answers" / f"{arm}.parquet"
@@ -140,18 +140,15 @@ def _located(folder: Path) -> tuple[RunFolder, Path | None]:
         "give the folder that a run wrote, such as runs/demo")
 
 
-def _json(path: Path, missing: list[str] | None = None) -> dict[str, Any] | None:
+def _json(path: Path, missing: list[str]) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
     except FileNotFoundError:
-        if missing is not None:
-            missing.append(f"{path.name} is missing")
-        return None
+        missing.append(f"{path.name} is missing")
     except (OSError, ValueError) as error:
-        if missing is not None:
-            missing.append(f"{path.name} cannot be read ({error})")
-        return None
-    return found if isinstance(found, dict) else None
+        missing.append(f"{path.name} cannot be read ({error})")
+    return {}
 
 
 def _manifests(run: RunFolder) -> list[dict[str, Any]]:
@@ -246,17 +243,18 @@ def decision(found: Findings) -> str:
     said = f"{found.name} promoted version {last.best} in {many}"
     if gain is None:
         return f"{said}; its gain over the seed cannot be computed from what is stored."
-    return (f"{said}: {100 * gain.b:.1f} % to {100 * gain.a:.1f} % on {gain.n:,} dev questions, "
+    return (f"{said}: {percent(gain.b)} to {percent(gain.a)} on {gain.n:,} dev questions, "
             f"{points(gain.gain)} over the seed ({between(gain.low, gain.high)}).")
 
 
 def _proven(name: str, summary: dict[str, Any]) -> str:
     seed, final, n = summary["seed_accuracy"], summary["final_accuracy"], summary["heldout_n"]
     change = "raised" if final > seed else "lowered" if final < seed else "left"
-    figures = f"from {seed:.1f} % to {final:.1f} %" if final != seed else f"at {final:.1f} %"
+    ends = [percent(value / 100) for value in (seed, final)]
+    figures = f"from {ends[0]} to {ends[1]}" if final != seed else f"at {ends[1]}"
     said = f"{name} {change} held-out accuracy {figures} on {n:,} questions that it never read"
     if not summary.get("promoted", 1):
-        said = (f"{name} promoted nothing, so its final model is the seed: {final:.1f} % on "
+        said = (f"{name} promoted nothing, so its final model is the seed: {ends[1]} on "
                 f"{n:,} questions that it never read")
     low, high = (value / 100 for value in summary["interval"])
     gain = summary["gain_over_control"] / 100
@@ -268,10 +266,15 @@ def _proven(name: str, summary: dict[str, Any]) -> str:
     return f"{said}, {points(abs(gain), sign=False)} {where} ({between(low, high)})."
 
 
+def percent(share: float) -> str:
+    """A fraction as "47.0 %", which no line break parts."""
+    return f"{100 * share:.1f}\u00a0%"
+
+
 def points(share: float, *, sign: bool = True) -> str:
     """A difference of fractions as points, with a true minus sign."""
     text = f"{100 * share:+.1f}" if sign else f"{100 * share:.1f}"
-    return f"{text.replace('-', '−')} points"
+    return f"{text.replace('-', '−')}\u00a0points"
 
 
 def between(low: float, high: float) -> str:
@@ -279,14 +282,14 @@ def between(low: float, high: float) -> str:
     if not (math.isfinite(low) and math.isfinite(high)):
         return "too few clusters for an interval"
     ends = [f"{100 * v:.1f}".replace("-", "−") for v in (low, high)]
-    return f"95 % interval {ends[0]} to {ends[1]}"
+    return f"95\u00a0% interval {ends[0]} to {ends[1]}"
 
 
 def short(number: float) -> str:
     """1234567 as "1.23 M"; FLOPs in G, T, P, E."""
     for size, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(number) >= size:
-            return f"{number / (1e3 if unit == 'k' else size):.3g} {unit}"
+            return f"{number / (1e3 if unit == 'k' else size):.3g}\u00a0{unit}"
     return f"{number:,.0f}"
 
 

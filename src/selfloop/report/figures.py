@@ -57,7 +57,9 @@ def axis(values: Sequence[float | None], *, ticks: int = 4, inside: tuple[float,
         marks = [m for m in marks if inside[0] - 1e-9 <= m <= inside[1] + 1e-9]
     if len(marks) < 2:
         marks = [low, high]
-    return Axis(min(marks[0], low), max(marks[-1], high), tuple(marks))
+    low, high = min(marks[0], low), max(marks[-1], high)
+    return Axis(max(low, inside[0]) if inside else low, min(high, inside[1]) if inside else high,
+                tuple(marks))
 
 
 def interval_row(value: float, low: float | None, high: float | None, scale: Axis,
@@ -72,7 +74,7 @@ def interval_row(value: float, low: float | None, high: float | None, scale: Axi
         a, b = f"{scale.at(low):.2f}%", f"{scale.at(high):.2f}%"
         parts.append(f'<line class="bar" x1="{a}" x2="{b}" y1="50%" y2="50%"/>')
     parts.append(f'<circle class="spot" cx="{scale.at(value):.2f}%" cy="50%" r="5"/>')
-    return Markup(f'<svg class="track k-{escape(kind)}" width="100%" height="30" '
+    return Markup(f'<svg class="track k-{escape(kind)}" width="100%" '
                   f'aria-hidden="true">{"".join(parts)}</svg>')
 
 
@@ -186,5 +188,5 @@ def _thinned(values: Sequence[float | None]) -> list[float | None]:
 
 
 def _number(value: float, percent: bool) -> str:
-    text = f"{100 * value:.3g} %" if percent else f"{value:.3g}"
+    text = f"{100 * value:.3g}\u00a0%" if percent else f"{value:.3g}"
     return text.replace("-", "−")

@@ -53,7 +53,7 @@ def _view(found: Findings, dev: Sequence[Sample]) -> dict[str, Any]:
     loop = found.about
     return {
         "title": f"{found.name}: report", "name": found.name, "policy": Markup(POLICY),
-        "sentence": decision(found), "words": _words(found), "headline": sections.headline(found),
+        "sentence": decision(found), "words": sections.words(found), "headline": sections.headline(found),
         "arms": sections.arms(found), "progress": sections.progress(found),
         "steps": sections.steps(found), "decisions": _decisions(found),
         "final": found.final, "iterations": found.iterations,
@@ -68,11 +68,6 @@ def _view(found: Findings, dev: Sequence[Sample]) -> dict[str, Any]:
     }
 
 
-def _words(found: Findings) -> str:
-    """The proof's own verdict, or why there is none."""
-    return str((found.summary or {}).get("words", ""))
-
-
 def _decisions(found: Findings) -> list[dict[str, Any]]:
     names = {"promote": "promoted", "hold": "held", "roll back": "rolled back"}
     rows = []
@@ -81,6 +76,8 @@ def _decisions(found: Findings) -> list[dict[str, Any]]:
         why = d.why
         for prefix in ("promoted: ", "held: ", "rolled back: "):
             why = why.removeprefix(prefix)
+        for plain, sign in ((" -> ", " → "), (" >= ", " ≥ "), (" -", " −"), ("[-", "[−")):
+            why = why.replace(plain, sign)
         rows.append({
             "label": i.index + 1, "version": i.version, "action": names[d.action], "why": why,
             "gain": points(d.gain) if d.gain is not None else "–",

@@ -10,14 +10,14 @@ from typing import Any
 from selfloop.evaluate.answers import accuracy
 from selfloop.report import figures
 from selfloop.report.facts import (
-    ARMS, Estimate, Findings, account, between, estimate, lasting, points, short,
+    ARMS, Estimate, Findings, account, between, estimate, lasting, percent, points, short,
 )
 
 SAYS = {
-    "final_accuracy": ("The loop's final model", "the last promoted version, answering once"),
+    "final_accuracy": ("The loop’s final model", "the last promoted version, answering once"),
     "seed_accuracy": ("Seed", "the model before the loop"),
-    "control_steps": ("Control, same steps", "as many updates on the seed's own labels only"),
-    "control_flops": ("Control, same FLOPs", "the same, with the loop's whole compute"),
+    "control_steps": ("Control, same steps", "as many updates on the seed’s own labels only"),
+    "control_flops": ("Control, same FLOPs", "the same, with the loop’s whole compute"),
     "testtime_vote": ("Seed with vote", "the seed answering many times and voting"),
     "shuffled": ("Shuffled verdicts", "the same loop with its verdicts dealt out at random"),
     "supervised_on_answers": ("Supervised on answers", "trained on every gold answer the loop read"),
@@ -54,7 +54,7 @@ def _headline_arms(found: Findings) -> list[tuple[str, str, str]]:
     rows = []
     for what, arm in (("Seed", "seed_accuracy"), ("Final", "final_accuracy")):
         if arm in summary:
-            rows.append((what, f"{summary[arm]:.1f} %", _ends(estimate(found.arms.get(arm, [])))))
+            rows.append((what, percent(summary[arm] / 100), _ends(estimate(found.arms.get(arm, [])))))
     if "gain_over_control" in summary:
         low, high = (v / 100 for v in summary["interval"])
         rows.append(("Gain over control", points(summary["gain_over_control"] / 100),
@@ -67,7 +67,7 @@ def _headline_dev(found: Findings) -> list[tuple[str, str, str]]:
     for what, index in (("Seed, on dev", -1), ("Final, on dev", found.final)):
         known = estimate(found.greedy(index)) if index is not None else None
         if known:
-            rows.append((what, f"{100 * known.value:.1f} %", _ends(known)))
+            rows.append((what, percent(known.value), _ends(known)))
     gain = found.dev_gain
     if gain:
         rows.append(("Gain over the seed", points(gain.gain), between(gain.low, gain.high)))
@@ -77,7 +77,7 @@ def _headline_dev(found: Findings) -> list[tuple[str, str, str]]:
 def _ends(known: Estimate | None) -> str:
     if known is None or known.low is None or known.high is None:
         return ""
-    return f"95 % interval {100 * known.low:.1f} to {100 * known.high:.1f}"
+    return f"95\u00a0% interval {100 * known.low:.1f} to {100 * known.high:.1f}"
 
 
 def arms(found: Findings) -> dict[str, Any] | None:
@@ -98,29 +98,36 @@ def arms(found: Findings) -> dict[str, Any] | None:
         state, compared = _against(arm, summary)
         kind = {"final_accuracy": "solid"}.get(arm, "dot" if arm in REFERENCES else "dash")
         rows.append({
-            "name": what, "about": about, "value": f"{100 * e.value:.1f}", "ends": (
+            "name": what, "about": about, "value": percent(e.value), "ends": (
                 f"{100 * e.low:.1f} to {100 * e.high:.1f}"
                 if e.low is not None and e.high is not None else "no interval stored"),
-            "state": state, "compared": compared, "key": arm,
+            "state": state, "gain": compared[0], "within": compared[1], "key": arm,
             "chart": figures.interval_row(e.value, e.low, e.high, scale, mark, kind),
         })
     absent = [SAYS[arm][0] for arm in ARMS if arm not in shown]
-    return {"rows": rows, "ticks": figures.ticks_row(scale), "words": summary.get("words", ""),
-            "n": summary.get("heldout_n"), "absent": absent, "doubts": _doubts(found, known)}
+    return {"rows": rows, "ticks": figures.ticks_row(scale), "n": summary.get("heldout_n"), "absent": absent, "doubts": _doubts(found, known)}
 
 
-def _against(arm: str, summary: Mapping[str, Any]) -> tuple[str, str]:
-    """Whether the final model is above an arm, in one word and in figures."""
+def _against(arm: str, summary: Mapping[str, Any]) -> tuple[str, tuple[str, str]]:
+    """Whether the final model is above an arm, in words; the difference and its interval."""
     if arm == "final_accuracy":
-        return "", ""
+        return "", ("", "")
     gain = summary.get("gains", {}).get(arm)
     if gain is None:
-        return ("reference" if arm in REFERENCES else "not compared"), ""
+        return ("reference" if arm in REFERENCES else "not compared"), ("", "")
     low, high = gain["interval"]
-    said = f"{points(gain['gain'] / 100)}, {between(low / 100, high / 100)}"
+    said = points(gain["gain"] / 100), between(low / 100, high / 100)
     if arm in REFERENCES:
         return "reference", said
     return ("beaten" if low > 0 else "not beaten" if high >= 0 else "the arm is better"), said
+
+
+def words(found: Findings) -> str:
+    """The proof's own verdict, with the arms by the names that the page uses."""
+    said = str((found.summary or {}).get("words", ""))
+    for arm in ("control_steps", "control_flops", "shuffled", "supervised_on_answers"):
+        said = said.replace(f"beat {arm} ", f"beat “{SAYS[arm][0]}” ")
+    return said.replace(" -> ", " → ").replace(" -", " −").replace("[-", "[−")
 
 
 def _doubts(found: Findings, known: Mapping[str, Estimate]) -> list[str]:
@@ -166,7 +173,7 @@ def _cell(e: Estimate | None) -> str:
     if e is None:
         return "–"
     ends = "" if e.low is None or e.high is None else f" [{100 * e.low:.1f}, {100 * e.high:.1f}]"
-    return f"{100 * e.value:.1f} %{ends}"
+    return f"{percent(e.value)}{ends}"
 
 
 def steps(found: Findings) -> list[dict[str, Any]]:
