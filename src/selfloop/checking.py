@@ -196,9 +196,9 @@ def _look_alikes(sets: dict[str, Samples], looks: dict[str, list[list[int]]], kn
     for group_members in members.values():
         first = group_members[0]
         for name, index in group_members[1:]:
-            where = _row(sets[name], index)
-            if name != first[0] and where not in known:
-                found.append(Found("warning", where, f"its picture looks like one in {first[0]} "
+            place = _row(sets[name], index)
+            if name != first[0] and place not in known:
+                found.append(Found("warning", place, f"its picture looks like one in {first[0]} "
                                    f"({_row(sets[first[0]], first[1])})",
                                    "keep look-alikes in one split: `selfloop init` does"))
     return found

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 
+from selfloop.durations import seconds
 from selfloop.methods import METHODS, build_loop, closest, options_of
 from selfloop.roles import SelfloopError
 
@@ -111,18 +112,6 @@ class RunConfig(_Part):
     def model_path(self) -> str:
         """What the engine loads."""
         return str(SEED) if self.model == "embedded" else self.model
-
-
-_SPAN = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?")
-
-
-def seconds(text: str) -> float:
-    """Seconds of "90", "90s", "10m", "2h" or "1h30m". Raises ValueError on anything else."""
-    found = _SPAN.fullmatch(text.strip().lower().replace(" ", ""))
-    if not found or not any(found.groups()):
-        raise ValueError(f'{text!r} is no length of time: write 90s, 10m, 2h or 1h30m')
-    hours, minutes, rest = (float(part or 0) for part in found.groups())
-    return 3600 * hours + 60 * minutes + rest
 
 
 # -- reading ------------------------------------------------------------------------------------

@@ -42,8 +42,8 @@ class Scale:
     test: int
 
 
-DEMO = Scale(pool=1200, dev=400, test=1043)
-PROOF = Scale(pool=1200, dev=400, test=1490)
+DEMO = Scale(pool=1200, dev=800, test=1192)
+PROOF = Scale(pool=1200, dev=1000, test=1490)
 
 
 def digits_read(text: str) -> str | None:
@@ -115,7 +115,7 @@ def study(method: str, seed: int, folder: Path, *, scale: Scale = PROOF,
     return Study(
         method=method, seed=seed, loop=recipes(seed)[method], pool=load(files["pool"]),
         dev=load(files["dev"]), labelled=load(files["labelled"]),
-        test=Sealed(files["test"], load), make_engine=make_engine, folder=folder, lr=5e-4,
+        test=Sealed(files["test"], load), make_engine=make_engine, folder=folder, lr=5e-4, control_lr=1e-4,
         arms=arms, shared=shared / f"seed{seed}" if shared else None)
 
 

@@ -48,7 +48,8 @@ def recipe_named(method: str) -> Callable[..., Loop]:
     if ":" not in method:
         raise SelfloopError(f"method {method!r} is unknown"
                             f"{closest(method, ['auto', *METHODS])}, or module:function")
-    return component_named(method)  # type: ignore[no-any-return]
+    named: Callable[..., Loop] = component_named(method)
+    return named
 
 
 def options_of(method: str) -> dict[str, inspect.Parameter]:
@@ -66,12 +67,13 @@ def verifier_named(name: str, home: Path | None = None) -> Verifier:
     Modules are also looked for in `home` and in the folder one stands in.
     """
     if name in VERIFIERS:
-        return component_named(f"{RULES}:{name}")  # type: ignore[no-any-return]
+        rule: Verifier = component_named(f"{RULES}:{name}")
+        return rule
     if ":" not in name:
         raise SelfloopError(f"verifier {name!r} is unknown{closest(name, VERIFIERS)}, "
                             "or module:name")
     look_in(home)
-    found = component_named(name)
+    found: Verifier = component_named(name)
     if inspect.isclass(found):
         try:
             found = found()

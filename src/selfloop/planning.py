@@ -187,8 +187,8 @@ def _tokens(loop: Loop, probed: Probed) -> dict[str, int]:
     learn = next(iter(loop.learn.values()))
     rows = learn.optim.updates * learn.optim.batch if learn.optim.updates else \
         learn.optim.epochs * _signals(loop, probed)
-    branches = len(next(iter(getattr(learn.organizer, "makes", ())), None).branches) \
-        if getattr(learn.organizer, "makes", ()) else 1  # type: ignore[union-attr]
+    makes = getattr(learn.organizer, "makes", ())
+    branches = len(makes[0].branches) if makes else 1
     problems, looks = _problems(loop, probed), loop.iterations + 1
     arms = 2 if loop.evaluation is not None and loop.evaluation.no_image else 1
     # Prompts of a group are read and trained on once (the shared prefix).

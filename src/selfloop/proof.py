@@ -47,10 +47,13 @@ class Study:
     make_engine: Callable[[], Engine]
     folder: Path
     lr: float = 1e-3
-    """Learning rate of the supervised arms: the one at which they do best."""
+    """Learning rate of the supervised arms on the pool: one at which they do well."""
+    control_lr: float = 1e-3
+    """Learning rate of the control on the labels: a control is no use if it is crippled."""
     arms: tuple[str, ...] = TRAINED
+    skyline_updates: int = 480
     shared: Path | None = None
-    """Where arms that do not depend on the method (the skyline) are kept."""
+    """Where the skyline is kept: it depends on the seed and not on the method."""
 
     def place(self, arm: str) -> Path:
         """The run folder of an arm."""
@@ -79,6 +82,9 @@ def train(study: Study, arm: str, watch: Watch | None = None) -> None:
 def _arm(study: Study, arm: str, engine: Engine) -> tuple[Loop, Sequence[Sample]]:
     if arm == "shuffled":
         return shuffled(study.loop), study.pool
+    if arm == "skyline":
+        used = Spent(study.skyline_updates, 0, 0, 0.0)
+        return _matched(study, used, "rationale", len(study.pool), 64), study.pool
     used = spent(RunFolder(study.place("loop")))
     if arm in ("control_steps", "control_flops"):
         return _control(study, used, engine, arm == "control_flops"), study.labelled
@@ -88,8 +94,6 @@ def _arm(study: Study, arm: str, engine: Engine) -> tuple[Loop, Sequence[Sample]
         if not samples:
             raise SelfloopError(f"{study.method} reads no answers: it has no such arm")
         return _matched(study, used, "answer", len(samples), 64), samples
-    if arm == "skyline":
-        return _matched(study, used, "rationale", len(study.pool), 64), study.pool
     raise SelfloopError(f"no arm {arm!r}: expected one of {', '.join(TRAINED)}")
 
 
@@ -101,16 +105,18 @@ def _control(study: Study, used: Spent, engine: Engine, by_flops: bool) -> Loop:
     batch = max(8, min(64, round(used.read / max(1, used.updates) / each)))
     updates = used.updates if not by_flops else round(
         used.flops / engine.flops(0, round(batch * each)))
-    return _matched(study, replace(used, updates=updates), "rationale", len(study.labelled), batch)
+    return _matched(study, replace(used, updates=updates), "rationale", len(study.labelled), batch,
+                    study.control_lr)
 
 
-def _matched(study: Study, used: Spent, labels: str, n: int, batch: int) -> Loop:
+def _matched(study: Study, used: Spent, labels: str, n: int, batch: int,
+             lr: float | None = None) -> Loop:
     iterations = 5
     updates = max(1, round(used.updates / iterations))
     assert study.loop.evaluation is not None
     return supervised(
         study.loop.evaluation.metric, labels=labels, iterations=iterations, updates=updates,
-        batch=batch, lr=study.lr, seed=study.seed, views=0.5,
+        batch=batch, lr=lr or study.lr, seed=study.seed, views=0.5,
         copies=max(1, min(12, round(updates * batch / n))))
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from selfloop.demo import PROOF, data, study
 from selfloop.evaluate.answers import Answer, accuracy
 from selfloop.evaluate.statistics import holm, paired_gain
-from selfloop.proof import ASKED, answers, prove, verdict
+from selfloop.proof import ASKED, answers, prove, train, verdict
 from selfloop.store import put, put_json
 
 METHODS = ("star", "grpo", "dpo", "agreement")
@@ -34,12 +34,19 @@ def one(method: str, seed: int, runs: Path) -> dict[str, Any]:
                  workers=1)
 
 
+def sky(seed: int, runs: Path) -> None:
+    """The skyline of one seed, which all methods share."""
+    train(study("star", seed, runs / f"star-{seed}", scale=PROOF, shared=runs), "skyline")
+
+
 def all_of_them(runs: Path, out: Path, methods: Sequence[str], seeds: Sequence[int], workers: int
                 ) -> None:
     """Run what is missing, two studies at a time, and pool what is there after each."""
     data(runs / "data", PROOF)  # written once, before two processes want it
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        for skyline in [pool.submit(sky, s, runs) for s in seeds]:
+            skyline.result()  # shared by the methods, so it has to be whole before they start
         tasks = {pool.submit(one, m, s, runs): (m, s) for s in seeds for m in methods}
         for task in as_completed(tasks):
             method, seed = tasks[task]
@@ -75,8 +82,8 @@ def recompute(out: Path) -> dict[str, Any]:
 def pool_of(runs: Sequence[dict[str, Any]], out: Path) -> dict[str, Any]:
     """One method over its seeds: means, and gains with intervals over seeds x blocks of scans."""
     by_arm: dict[str, list[Answer]] = {}
-    for found in runs:
-        folder = out / f"{found['method']}-{found['seed']}"
+    for told in runs:
+        folder = out / f"{told['method']}-{told['seed']}"
         for arm in FIGURES:
             if (folder / "answers" / f"{arm}.parquet").exists():
                 by_arm.setdefault(arm, []).extend(answers(folder, arm))

@@ -78,6 +78,11 @@ class Run:
         if found is None:
             put_json(self.folder.path / "loop.json", {
                 **described, "printed": repr(self.loop), "selfloop": selfloop.__version__})
+        elif _only_verifier_mended(found, described) and self.folder.manifest(0) is None:
+            # nothing was judged yet: the stored rollouts wait for the mended verifier
+            put_json(self.folder.path / "loop.json", {
+                **described, "printed": repr(self.loop), "selfloop": selfloop.__version__})
+            self.tell("verifier replaced")
         else:
             _same(found, described, self.folder.path)
         keep = self.loop.max_staleness
@@ -213,6 +218,16 @@ def _dev_figures(answers: Sequence[Answer]) -> dict[str, float]:
     arms = dict.fromkeys(a.arm for a in answers)
     shares = {arm: accuracy([a for a in answers if a.arm == arm]) for arm in arms}
     return {arm: share for arm, share in shares.items() if share == share}
+
+
+def _only_verifier_mended(found: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether nothing differs but the verifier (and the metric, which is often the same)."""
+    def bare(loop: Mapping[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in loop.items() if k not in ("verifier", "evaluation")}
+
+    return found["fingerprint"] != now["fingerprint"] \
+        and all(found[k] == now[k] for k in ("data", "dev", "engines")) \
+        and bare(found["loop"]) == bare(now["loop"])
 
 
 def _same(found: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:

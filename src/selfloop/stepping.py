@@ -27,7 +27,7 @@ def gather(run: Run, step: int) -> dict[str, Any]:
     before = run.folder.manifest(step - 1) or {}
     guidance = before.get("guidance", {})
     groups: list[Group] = []
-    shards: list[str] = []
+    shards: list[list[str]] = []
     errors: list[tuple[int, int, str]] = []
     wanted = loop.samples or len(run.samples)
     used: list[int] = []
@@ -36,7 +36,7 @@ def gather(run: Run, step: int) -> dict[str, Any]:
         used += chosen
         for at in range(0, len(chosen), loop.shard):
             samples = [run.samples[i] for i in chosen[at:at + loop.shard]]
-            found, problem = _shard(run, step, wave, len(shards), samples, guidance, shards)
+            found, problem = _shard(run, step, wave, samples, guidance, shards)
             groups += found
             errors.append(problem)
             run.tell("drawn", step=step, done=len(groups), of=len(groups) + len(chosen) - at
@@ -70,20 +70,23 @@ def plan(n: int, wanted: int, step: int, wave: int, seed: int, used: Sequence[in
     return chosen
 
 
-def _shard(run: Run, step: int, wave: int, shard: int, samples: Sequence[Sample],
-           guidance: Mapping[str, Any], shards: list[str]
+def _shard(run: Run, step: int, wave: int, samples: Sequence[Sample],
+           guidance: Mapping[str, Any], shards: list[list[str]]
            ) -> tuple[list[Group], tuple[int, int, str]]:
-    loop = run.loop
+    """Draw and judge one shard, or read what is already stored of it."""
+    loop, shard = run.loop, len(shards)
     version = max(0, step - loop.max_staleness)
     scope = f"{loop.seed}/{step}.{wave}"
-    planned = digest([loop.fingerprint(), scope, version, [s.id for s in samples],
+    described = loop.described()
+    drawing = digest([described["sampler"], scope, version, [s.id for s in samples],
                       dict(guidance)])
-    shards.append(planned)
+    planned = digest([drawing, described["verifier"]])
+    shards.append([drawing, planned])
     doors = Doors(run.engines, version, scope)
-    groups = run.folder.rollouts(step, shard, planned)
+    groups = run.folder.rollouts(step, shard, drawing)
     if groups is None:
         groups = draw(loop.sampler, samples, doors, guidance)
-        run.folder.put_rollouts(step, shard, planned, groups)
+        run.folder.put_rollouts(step, shard, drawing, groups)
     stored = run.folder.judged(step, shard, planned, groups)
     if stored is not None:
         return stored[0], (stored[1]["errors"], stored[1]["rollouts"], "")
@@ -104,7 +107,7 @@ def _stop_on_errors(run: Run, found: Sequence[tuple[int, int, str]]) -> None:
             f"is kept in {run.folder.path}: mend the verifier and run again")
 
 
-def _organize(run: Run, step: int, groups: list[Group], shards: list[str],
+def _organize(run: Run, step: int, groups: list[Group], shards: list[list[str]],
               states: Mapping[str, Any]) -> dict[str, Any]:
     loop = run.loop
     state: dict[str, Any] = {}

@@ -211,8 +211,8 @@ class RunFolder:
         """All judged groups of a finished step."""
         manifest = self.manifest(step) or {"shards": []}
         found: list[Group] = []
-        for shard, plan in enumerate(manifest["shards"]):
-            drawn = self.rollouts(step, shard, plan) or []
+        for shard, (drawing, plan) in enumerate(manifest["shards"]):
+            drawn = self.rollouts(step, shard, drawing) or []
             judged = self.judged(step, shard, plan, drawn)
             found += judged[0] if judged else drawn
         return found

@@ -18,7 +18,7 @@ from selfloop.evaluate.answers import Answer, accuracy, read
 from selfloop.evaluate.statistics import Gain, bootstrap, paired_gain
 from selfloop.roles import SelfloopError
 from selfloop.store import RunFolder
-from selfloop.types import Iteration
+from selfloop.types import Group, Iteration
 
 ARMS = ("final_accuracy", "seed_accuracy", "control_steps", "control_flops", "testtime_vote",
         "shuffled", "supervised_on_answers", "no_image", "skyline")
@@ -79,6 +79,11 @@ class Findings:
             self.iterations) - 1)
 
     @property
+    def promoted(self) -> bool:
+        """Whether any version was promoted."""
+        return bool(self.iterations and self.iterations[-1].best)
+
+    @property
     def stopped(self) -> str | None:
         """Why the run ended early, or None when it ran to its end."""
         last = next((e for e in reversed(self.events)
@@ -91,10 +96,21 @@ class Findings:
 
     @cached_property
     def dev_gain(self) -> Gain | None:
-        """Final over seed on the dev questions, paired; None when one of them is missing."""
+        """Final over seed on the dev questions; None when one of them is missing."""
         if self.final is None:
             return None
         return gain_between(self.greedy(self.final), self.greedy(-1))
+
+    def groups(self, step: int) -> list[Group]:
+        """A step's judged groups; [] with a line in `missing` when they cannot be read."""
+        try:
+            return self.run.groups(step)
+        except (SelfloopError, ValueError, KeyError, TypeError) as error:
+            line = str(error).splitlines()[0] if str(error) else type(error).__name__
+            said = f"the answers of step {step} cannot be read ({line})"
+            if said not in self.missing:
+                self.missing.append(said)
+            return []
 
     def greedy(self, iteration: int) -> list[Answer]:
         """Greedy dev answers of an iteration (-1: the seed)."""
@@ -111,16 +127,13 @@ def gather(folder: str | Path) -> Findings:
     manifests = _manifests(run)
     learned = [_json(run.step(i) / "learned.json", []) for i in range(len(manifests))]
     dev: dict[int, list[Answer]] = {}
-    for index, place in [(-1, "seed"), *((i.index, i.index) for i in iterations)]:
-        path = run.iteration(place) / "answers.parquet"
+    for index in (-1, *(i.index for i in iterations)):
+        path = run.iteration("seed" if index < 0 else index) / "answers.parquet"
         if path.exists():
             dev[index] = _answers(path, missing)
     summary = (_json(home / "summary.json", missing) or None) if home else None
-    arms = {}
-    for arm in ARMS if home else ():
-        path = home / "answers" / f"{arm}.parquet"
-        if path.exists():
-            arms[arm] = _answers(path, missing)
+    asked = {arm: home / "answers" / f"{arm}.parquet" for arm in ARMS} if home else {}
+    arms = {arm: _answers(path, missing) for arm, path in asked.items() if path.exists()}
     return Findings(
         folder=home or folder, run=run, about=about, summary=summary, iterations=iterations,
         manifests=manifests, learned=learned, events=run.events(), dev=dev,
@@ -223,80 +236,3 @@ def _elapsed(events: Sequence[dict[str, Any]]) -> float:
             start = now
         last = now
     return total + (last - start if start is not None else 0.0)
-
-
-# -- words ----------------------------------------------------------------------------------------
-
-def decision(found: Findings) -> str:
-    """What came of it, in one sentence."""
-    if found.summary and "final_accuracy" in found.summary:
-        return _proven(found.name, found.summary)
-    if not found.iterations:
-        steps = len(found.manifests)
-        return (f"{found.name} has not decided anything yet: {steps} step{'s' * (steps != 1)} "
-                f"collected, no iteration finished ({found.stopped or 'it has no iterations'}).")
-    last, n = found.iterations[-1], len(found.iterations)
-    many = f"{n} iteration{'s' * (n != 1)}"
-    gain = found.dev_gain
-    if not last.best:
-        return f"{found.name} promoted nothing in {many}: {last.decision.why}."
-    said = f"{found.name} promoted version {last.best} in {many}"
-    if gain is None:
-        return f"{said}; its gain over the seed cannot be computed from what is stored."
-    return (f"{said}: {percent(gain.b)} to {percent(gain.a)} on {gain.n:,} dev questions, "
-            f"{points(gain.gain)} over the seed ({between(gain.low, gain.high)}).")
-
-
-def _proven(name: str, summary: dict[str, Any]) -> str:
-    seed, final, n = summary["seed_accuracy"], summary["final_accuracy"], summary["heldout_n"]
-    change = "raised" if final > seed else "lowered" if final < seed else "left"
-    ends = [percent(value / 100) for value in (seed, final)]
-    figures = f"from {ends[0]} to {ends[1]}" if final != seed else f"at {ends[1]}"
-    said = f"{name} {change} held-out accuracy {figures} on {n:,} questions that it never read"
-    if not summary.get("promoted", 1):
-        said = (f"{name} promoted nothing, so its final model is the seed: {ends[1]} on "
-                f"{n:,} questions that it never read")
-    low, high = (value / 100 for value in summary["interval"])
-    gain = summary["gain_over_control"] / 100
-    where = ("above the steps-matched control" if gain >= 0 and low > 0 else
-             "below the steps-matched control" if high < 0 else None)
-    if where is None:
-        return (f"{said}; it is not shown to be above the steps-matched control "
-                f"({points(gain)}, {between(low, high)}).")
-    return f"{said}, {points(abs(gain), sign=False)} {where} ({between(low, high)})."
-
-
-def percent(share: float) -> str:
-    """A fraction as "47.0 %", which no line break parts."""
-    return f"{100 * share:.1f}\u00a0%"
-
-
-def points(share: float, *, sign: bool = True) -> str:
-    """A difference of fractions as points, with a true minus sign."""
-    text = f"{100 * share:+.1f}" if sign else f"{100 * share:.1f}"
-    return f"{text.replace('-', '−')}\u00a0points"
-
-
-def between(low: float, high: float) -> str:
-    """A 95 % interval of a difference, in words."""
-    if not (math.isfinite(low) and math.isfinite(high)):
-        return "too few clusters for an interval"
-    ends = [f"{100 * v:.1f}".replace("-", "−") for v in (low, high)]
-    return f"95\u00a0% interval {ends[0]} to {ends[1]}"
-
-
-def short(number: float) -> str:
-    """1234567 as "1.23 M"; FLOPs in G, T, P, E."""
-    for size, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if abs(number) >= size:
-            return f"{number / (1e3 if unit == 'k' else size):.3g}\u00a0{unit}"
-    return f"{number:,.0f}"
-
-
-def lasting(seconds: float) -> str:
-    """Seconds in words: "4.2 s", "3 min 20 s", "1 h 05 min"."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    if seconds < 3600:
-        return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
-    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"

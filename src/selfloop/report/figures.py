@@ -41,8 +41,8 @@ class Axis:
         return 100 * (value - self.low) / (self.high - self.low)
 
 
-def axis(values: Sequence[float | None], *, ticks: int = 4, inside: tuple[float, float] | None = None
-         ) -> Axis:
+def axis(values: Sequence[float | None], *, ticks: int = 4,
+         inside: tuple[float, float] | None = None) -> Axis:
     """Round ends and steps around the finite values, kept within `inside`."""
     known = [v for v in values if v is not None and math.isfinite(v)]
     low, high = (min(known), max(known)) if known else (0.0, 1.0)

@@ -24,7 +24,7 @@ from selfloop.types import Group, Media, Sample
 
 SIDE = 288
 """Longest side of a picture on the page, in pixels."""
-SHOWN = 8
+SHOWN = 9
 """Questions shown as won and as lost."""
 GROUPS = 3
 """Training questions shown from the first and from the last step."""
@@ -145,7 +145,7 @@ def learned_from(found: Findings, album: Album) -> list[dict[str, Any]]:
         return []
     cards = []
     for step in dict.fromkeys((0, len(found.manifests) - 1)):
-        groups = [g for g in found.run.groups(step) if g.rollouts]
+        groups = [g for g in found.groups(step) if g.rollouts]
         order = keys.shuffled(len(groups), f"report/step{step}")
         # Questions with both right and wrong answers first: those are what a method learns from.
         order.sort(key=lambda i: len({v.right for v in groups[i].verdicts}) < 2)

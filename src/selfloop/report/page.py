@@ -11,8 +11,9 @@ from markupsafe import Markup
 
 import selfloop
 from selfloop.pictures import write_whole
-from selfloop.report import gallery, sections
-from selfloop.report.facts import Findings, decision, gather, points
+from selfloop.report import arms, gallery, sections
+from selfloop.report.facts import Findings, gather
+from selfloop.report.words import decision
 from selfloop.types import Sample
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; " \
@@ -53,10 +54,11 @@ def _view(found: Findings, dev: Sequence[Sample]) -> dict[str, Any]:
     loop = found.about
     return {
         "title": f"{found.name}: report", "name": found.name, "policy": Markup(POLICY),
-        "sentence": decision(found), "words": sections.words(found), "headline": sections.headline(found),
-        "arms": sections.arms(found), "progress": sections.progress(found),
-        "steps": sections.steps(found), "decisions": _decisions(found),
-        "final": found.final, "iterations": found.iterations,
+        "sentence": decision(found), "words": arms.claim(found),
+        "headline": sections.headline(found),
+        "arms": arms.arms(found), "progress": sections.progress(found),
+        "steps": sections.steps(found), "decisions": sections.decisions(found),
+        "final": found.final, "promoted": found.promoted, "iterations": found.iterations,
         "cost": sections.cost(found), "flow": sections.flow(found),
         "changed": gallery.changed(found, known, album), "why_not": why_not,
         "groups": gallery.learned_from(found, album), "missing": _missing(found),
@@ -66,26 +68,6 @@ def _view(found: Findings, dev: Sequence[Sample]) -> dict[str, Any]:
         "test_hash": (found.summary or {}).get("test_sha256", ""),
         "shown_dev": bool(found.greedy(-1)) and found.final is not None,
     }
-
-
-def _decisions(found: Findings) -> list[dict[str, Any]]:
-    names = {"promote": "promoted", "hold": "held", "roll back": "rolled back"}
-    rows = []
-    for i in found.iterations:
-        d = i.decision
-        why = d.why
-        for prefix in ("promoted: ", "held: ", "rolled back: "):
-            why = why.removeprefix(prefix)
-        for plain, sign in ((" -> ", " → "), (" >= ", " ≥ "), (" -", " −"), ("[-", "[−")):
-            why = why.replace(plain, sign)
-        rows.append({
-            "label": i.index + 1, "version": i.version, "action": names[d.action], "why": why,
-            "gain": points(d.gain) if d.gain is not None else "–",
-            "p": "–" if d.p_value is None else "<0.0001" if d.p_value < 1e-4
-            else f"{d.p_value:.2g}",
-            "spent": f"{d.alpha_spent:.3g}", "guards": ", ".join(d.guards), "best": i.best,
-        })
-    return rows
 
 
 def _missing(found: Findings) -> list[str]:

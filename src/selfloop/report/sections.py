@@ -3,30 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from selfloop.evaluate.answers import accuracy
 from selfloop.report import figures
-from selfloop.report.facts import (
-    ARMS, Estimate, Findings, account, between, estimate, lasting, percent, points, short,
-)
-
-SAYS = {
-    "final_accuracy": ("The loop’s final model", "the last promoted version, answering once"),
-    "seed_accuracy": ("Seed", "the model before the loop"),
-    "control_steps": ("Control, same steps", "as many updates on the seed’s own labels only"),
-    "control_flops": ("Control, same FLOPs", "the same, with the loop’s whole compute"),
-    "testtime_vote": ("Seed with vote", "the seed answering many times and voting"),
-    "shuffled": ("Shuffled verdicts", "the same loop with its verdicts dealt out at random"),
-    "supervised_on_answers": ("Supervised on answers", "trained on every gold answer the loop read"),
-    "no_image": ("Without pictures", "the final model, every picture taken out"),
-    "skyline": ("Skyline", "trained on full labels for every question; an upper reference"),
-}
-"""Arm -> its name and what it is."""
-REFERENCES = ("no_image", "skyline")
-"""Arms that are shown for scale; beating them or not is no claim."""
+from selfloop.report.arms import SAYS
+from selfloop.report.facts import ARMS, Estimate, Findings, account, estimate
+from selfloop.report.words import between, lasting, percent, points, short
 
 
 def headline(found: Findings) -> list[tuple[str, str, str]]:
@@ -54,7 +37,8 @@ def _headline_arms(found: Findings) -> list[tuple[str, str, str]]:
     rows = []
     for what, arm in (("Seed", "seed_accuracy"), ("Final", "final_accuracy")):
         if arm in summary:
-            rows.append((what, percent(summary[arm] / 100), _ends(estimate(found.arms.get(arm, [])))))
+            known = estimate(found.arms.get(arm, []))
+            rows.append((what, percent(summary[arm] / 100), _ends(known)))
     if "gain_over_control" in summary:
         low, high = (v / 100 for v in summary["interval"])
         rows.append(("Gain over control", points(summary["gain_over_control"] / 100),
@@ -64,7 +48,8 @@ def _headline_arms(found: Findings) -> list[tuple[str, str, str]]:
 
 def _headline_dev(found: Findings) -> list[tuple[str, str, str]]:
     rows = []
-    for what, index in (("Seed, on dev", -1), ("Final, on dev", found.final)):
+    for what, index in (("Seed, on dev", -1), (
+            "Final, on dev" if found.promoted else "Last, on dev", found.final)):
         known = estimate(found.greedy(index)) if index is not None else None
         if known:
             rows.append((what, percent(known.value), _ends(known)))
@@ -80,65 +65,6 @@ def _ends(known: Estimate | None) -> str:
     return f"95\u00a0% interval {100 * known.low:.1f} to {100 * known.high:.1f}"
 
 
-def arms(found: Findings) -> dict[str, Any] | None:
-    """Every arm with its interval and how the final model compares; None without a proof."""
-    summary = found.summary
-    if not summary or "final_accuracy" not in summary:
-        return None
-    shown = [arm for arm in ARMS if isinstance(summary.get(arm), int | float)]
-    known = {arm: estimate(found.arms.get(arm, [])) or Estimate(summary[arm] / 100)
-             for arm in shown}
-    scale = figures.axis([v for e in known.values() for v in (e.value, e.low, e.high)],
-                         ticks=5, inside=(0.0, 1.0))
-    mark = known["final_accuracy"].value
-    rows = []
-    for arm in shown:
-        what, about = SAYS[arm]
-        e = known[arm]
-        state, compared = _against(arm, summary)
-        kind = {"final_accuracy": "solid"}.get(arm, "dot" if arm in REFERENCES else "dash")
-        rows.append({
-            "name": what, "about": about, "value": percent(e.value), "ends": (
-                f"{100 * e.low:.1f} to {100 * e.high:.1f}"
-                if e.low is not None and e.high is not None else "no interval stored"),
-            "state": state, "gain": compared[0], "within": compared[1], "key": arm,
-            "chart": figures.interval_row(e.value, e.low, e.high, scale, mark, kind),
-        })
-    absent = [SAYS[arm][0] for arm in ARMS if arm not in shown]
-    return {"rows": rows, "ticks": figures.ticks_row(scale), "n": summary.get("heldout_n"), "absent": absent, "doubts": _doubts(found, known)}
-
-
-def _against(arm: str, summary: Mapping[str, Any]) -> tuple[str, tuple[str, str]]:
-    """Whether the final model is above an arm, in words; the difference and its interval."""
-    if arm == "final_accuracy":
-        return "", ("", "")
-    gain = summary.get("gains", {}).get(arm)
-    if gain is None:
-        return ("reference" if arm in REFERENCES else "not compared"), ("", "")
-    low, high = gain["interval"]
-    said = points(gain["gain"] / 100), between(low / 100, high / 100)
-    if arm in REFERENCES:
-        return "reference", said
-    return ("beaten" if low > 0 else "not beaten" if high >= 0 else "the arm is better"), said
-
-
-def words(found: Findings) -> str:
-    """The proof's own verdict, with the arms by the names that the page uses."""
-    said = str((found.summary or {}).get("words", ""))
-    for arm in ("control_steps", "control_flops", "shuffled", "supervised_on_answers"):
-        said = said.replace(f"beat {arm} ", f"beat “{SAYS[arm][0]}” ")
-    return said.replace(" -> ", " → ").replace(" -", " −").replace("[-", "[−")
-
-
-def _doubts(found: Findings, known: Mapping[str, Estimate]) -> list[str]:
-    """Arms whose stored answers do not give the figure of summary.json."""
-    summary = found.summary or {}
-    return [f"{SAYS[arm][0]}: summary.json says {summary[arm]:.2f}, its stored answers give "
-            f"{100 * accuracy(found.arms[arm]):.2f}"
-            for arm in known if arm in found.arms
-            and abs(100 * accuracy(found.arms[arm]) - summary[arm]) > 0.011]
-
-
 def progress(found: Findings) -> dict[str, Any] | None:
     """Dev accuracy, reward and no-image accuracy, from the seed on; None when nothing is known."""
     order = [-1, *(i.index for i in found.iterations)]
@@ -150,13 +76,13 @@ def progress(found: Findings) -> dict[str, Any] | None:
     as_share = all(r is None or 0 <= r <= 1 for r in rewards)
     labels = ["seed", *(str(i.index + 1) for i in found.iterations)]
     lines = [figures.Line(
-        "Held-out (dev) accuracy", [e and e.value for e in held],
-        lows=[e and e.low for e in held], highs=[e and e.high for e in held])]
+        "Held-out (dev) accuracy", [e.value if e else None for e in held],
+        lows=[e.low if e else None for e in held], highs=[e.high if e else None for e in held])]
     if as_share and any(r is not None for r in rewards):
         lines.append(figures.Line("Mean reward of training answers", rewards, "dash"))
     if any(blind):
-        lines.append(figures.Line("Dev accuracy without pictures", [e and e.value for e in blind],
-                                  "dot"))
+        lines.append(figures.Line("Dev accuracy without pictures", [
+            e.value if e else None for e in blind], "dot"))
     lines = [line for line in lines if any(v is not None for v in line.values)]
     table = [{"label": label, "held": _cell(e), "blind": _cell(b),
               "reward": "–" if r is None else f"{r:.3f}"}
@@ -220,6 +146,27 @@ def flow(found: Findings) -> list[dict[str, Any]]:
             "bar": figures.stacked([("right", counts.get("right", 0) / drawn), ("wrong",
                                     wrong / drawn), ("unjudged", unsure / drawn),
                                     ("error", counts.get("errors", 0) / drawn)]),
+        })
+    return rows
+
+
+def decisions(found: Findings) -> list[dict[str, Any]]:
+    """What the gate did and why, one entry an iteration."""
+    names = {"promote": "promoted", "hold": "held", "roll back": "rolled back"}
+    rows = []
+    for i in found.iterations:
+        d = i.decision
+        why = d.why
+        for prefix in ("promoted: ", "held: ", "rolled back: "):
+            why = why.removeprefix(prefix)
+        for plain, sign in ((" -> ", " → "), (" >= ", " ≥ "), (" -", " −"), ("[-", "[−")):
+            why = why.replace(plain, sign)
+        rows.append({
+            "label": i.index + 1, "version": i.version, "action": names[d.action], "why": why,
+            "gain": points(d.gain) if d.gain is not None else "–",
+            "p": "–" if d.p_value is None else "<0.0001" if d.p_value < 1e-4
+            else f"{d.p_value:.2g}",
+            "spent": f"{d.alpha_spent:.3g}", "guards": ", ".join(d.guards), "best": i.best,
         })
     return rows
 

@@ -1,0 +1,58 @@
+"""An environment: guess how many digits are even, and hear "more" or "fewer" until it is right.
+
+An environment is a sampler. Its observations are messages (they may hold pictures); the tokens
+of observations are never trained, and the model's own tokens are kept as they were drawn.
+
+    python examples/environment.py
+"""
+
+from selfloop import Context, Learn, Loop, Media, Optim, Sample, load, run
+from selfloop.collect.env import EnvSampler
+from selfloop.engines.toy import ToyEngine
+from selfloop.optimize.losses.rl import GRPO
+from selfloop.organize.chain import Chain
+from selfloop.organize.signals import GroupAdvantage
+from selfloop.organize.verify.environment import EnvironmentReturn
+from selfloop.store import RunFolder
+from selfloop.testbeds import digits
+
+
+class HowManyEven:
+    """One episode. The sampler shows samples without labels, so it reads `meta` instead."""
+
+    def reset(self, sample: Sample, key: str) -> Context:
+        self.target = int(digits.answer_to("even", str(sample.meta["digits"])))
+        return sample.context
+
+    def step(self, text: str) -> tuple[tuple[str | Media, ...], float, bool]:
+        """(what is shown next, reward, whether the episode is over)."""
+        guess = int(text.split()[0]) if text.split() else -1
+        if guess == self.target:
+            return (), 1.0, True
+        return ("more" if guess < self.target else "fewer",), -0.2, False
+
+
+def main() -> None:
+    digits.write("data", "train", 40, seed=0)
+    samples = load("data/train.jsonl").filter(lambda sample: sample.meta["task"] == "even")
+    loop = Loop(
+        name="how-many-even",
+        sampler=EnvSampler(HowManyEven, n=8, max_turns=3, max_new_tokens=3),
+        verifier=EnvironmentReturn(),
+        learn={"solver": Learn(organizer=Chain(maker=GroupAdvantage()), loss=GRPO(),
+                               optim=Optim(lr=0.15, batch=1024, whole_groups=True))},
+        iterations=2, steps=6, save_every=6,
+    )
+    run(loop, samples, ToyEngine("0 1 2 3 4".split(), contexts=2048), "runs/environment")
+
+    folder = RunFolder("runs/environment")
+    for step in (0, 11):
+        groups = folder.groups(step)
+        returns = [float(r.sampling["return"]) for g in groups for r in g.rollouts]
+        turns = [len(r.turns) for g in groups for r in g.rollouts]
+        print(f"step {step:2d}: mean return {sum(returns) / len(returns):+.2f}, "
+              f"mean turns {sum(turns) / len(turns):.2f}")
+
+
+if __name__ == "__main__":
+    main()

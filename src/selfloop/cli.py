@@ -1,0 +1,86 @@
+"""The command line. Commands import what they need when they run, so that --help is quick."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+import selfloop
+from selfloop.commands import after, before, running, start
+from selfloop.commands.output import AsJson, one_line, put_json, say, tell
+
+WELCOME = """\
+selfloop: vision-language models that improve themselves, and prove it.
+
+Your first half hour, on your own pictures:
+  selfloop init IMAGES --labels LABELS.jsonl   splits, verifier and a run.yaml
+  selfloop probe                               twenty answers: what there is to build on
+  selfloop plan                                which method fits and why; time, memory, gain
+  selfloop run                                 collect, verify, learn, decide; goes on after a kill
+  selfloop show RUN                            what came of it, down to one sample
+
+Before:  selfloop demo (the whole loop, no download)   selfloop doctor [MODEL]
+Beside:  selfloop check    selfloop export RUN    selfloop report RUN    selfloop version
+`selfloop COMMAND --help` says more.
+"""
+
+
+class OneLine(TyperGroup):
+    """Whatever goes wrong is one line on stderr: misuse, bad input, interruption, our own bugs."""
+
+    def main(self, args: Any = None, *more: Any, standalone_mode: bool = True,
+             **extra: Any) -> Any:
+        """Run the command line; exits with 0, 1, 2 or 130 unless standalone_mode is False."""
+        words = [str(word) for word in (sys.argv[1:] if args is None else args)]
+        try:
+            with one_line(lambda: shlex.join(["selfloop", *words])):
+                code = super().main(args, *more, standalone_mode=False, **extra)
+        except typer.Exit as done:
+            code = done.exit_code
+        except Exception as error:
+            # Typer may carry a Click of its own, so usage errors are known by what they can do.
+            if not hasattr(error, "format_message"):
+                raise
+            tell("error: " + " ".join(error.format_message().split()) + _help_for(error))
+            code = 2
+        if not standalone_mode:
+            return code
+        sys.exit(code if isinstance(code, int) else 0)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Here because Typer swallows interruptions further out."""
+        words = [str(word) for word in (*getattr(ctx, "_protected_args", ()), *ctx.args)]
+        with one_line(lambda: shlex.join(["selfloop", *words])):
+            return super().invoke(ctx)
+
+
+def _help_for(error: Any) -> str:
+    path = getattr(getattr(error, "ctx", None), "command_path", "selfloop").split(" ")
+    return f" (see `{' '.join(['selfloop', *path[1:]])} --help`)"
+
+
+main = typer.Typer(
+    cls=OneLine, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="Vision-language models that improve themselves, and prove it.")
+
+
+@main.callback(invoke_without_command=True)
+def _start(ctx: typer.Context) -> None:
+    """Vision-language models that improve themselves, and prove it."""
+    if ctx.invoked_subcommand is None:
+        say(WELCOME.rstrip())
+
+
+@main.command()
+def version(json: AsJson = False) -> None:
+    """The installed version."""
+    put_json({"selfloop": selfloop.__version__}) if json else say(selfloop.__version__)
+
+
+for command in (start.demo, start.doctor, start.init, before.probe, before.plan, before.check,
+                running.run, after.show, after.export, after.report):
+    main.command()(command)
