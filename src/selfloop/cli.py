@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import typer
@@ -32,13 +33,15 @@ Beside:  selfloop check    selfloop export RUN    selfloop report RUN    selfloo
 class OneLine(TyperGroup):
     """Whatever goes wrong is one line on stderr: misuse, bad input, interruption, our own bugs."""
 
-    def main(self, args: Any = None, *more: Any, standalone_mode: bool = True,
-             **extra: Any) -> Any:
+    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None,
+             complete_var: str | None = None, standalone_mode: bool = True,
+             windows_expand_args: bool = True, **extra: Any) -> Any:
         """Run the command line; exits with 0, 1, 2 or 130 unless standalone_mode is False."""
         words = [str(word) for word in (sys.argv[1:] if args is None else args)]
         try:
             with one_line(lambda: shlex.join(["selfloop", *words])):
-                code = super().main(args, *more, standalone_mode=False, **extra)
+                code = super().main(args, prog_name, complete_var, False, windows_expand_args,
+                                    **extra)
         except typer.Exit as done:
             code = done.exit_code
         except Exception as error:

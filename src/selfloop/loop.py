@@ -144,6 +144,11 @@ class Loop:
         return {what: reads(part) for what, part in parts.items()
                 if part is not None and reads(part)}
 
+    @property
+    def asks(self) -> frozenset[str]:
+        """What the loop needs of an engine beyond generate: learning, and its sampler's wishes."""
+        return frozenset({"learn"}) | frozenset(getattr(self.sampler, "asks", ()))
+
     def fingerprint(self) -> str:
         """Hash of everything that decides what is computed; more iterations keep it."""
         return digest(self.described())

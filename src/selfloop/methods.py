@@ -73,7 +73,7 @@ def verifier_named(name: str, home: Path | None = None) -> Verifier:
         raise SelfloopError(f"verifier {name!r} is unknown{closest(name, VERIFIERS)}, "
                             "or module:name")
     look_in(home)
-    found: Verifier = component_named(name)
+    found: Any = component_named(name)
     if inspect.isclass(found):
         try:
             found = found()
@@ -82,7 +82,8 @@ def verifier_named(name: str, home: Path | None = None) -> Verifier:
                                 "make an object of it in a module and name that") from None
     if not callable(found):
         raise SelfloopError(f"verifier {name!r} is {type(found).__name__}, which cannot be called")
-    return found
+    verifier: Verifier = found
+    return verifier
 
 
 def look_in(home: Path | None) -> None:

@@ -218,7 +218,8 @@ def summarize(study: Study) -> dict[str, Any]:
              if arm not in ("final_accuracy", "no_image")}
     return {
         "method": study.method, "seed": study.seed, "labels_full": last.labels_full,
-        "labels_answer_only": last.labels_answer_only, "heldout_n": len(final), **figures,
+        "labels_answer_only": last.labels_answer_only, "labels_dev": len(study.dev),
+        "labels_seed": len(study.labelled), "heldout_n": len(final), **figures,
         "gain_over_control": round(100 * gain.gain, 2),
         "interval": [round(100 * gain.low, 2), round(100 * gain.high, 2)],
         "p_value": gain.p_value, "gain_over_vote": round(100 * vote.gain, 2),

@@ -15,6 +15,7 @@ from typing import Any
 
 import selfloop
 from selfloop import stepping
+from selfloop.doors import engine_for
 from selfloop.evaluate.answering import evaluate
 from selfloop.evaluate.answers import Answer, accuracy, read, write
 from selfloop.loop import Loop
@@ -101,6 +102,13 @@ class Run:
             raise SelfloopError(
                 f"the loop trains the role {(missing or list(self.loop.learn))[0]!r}, but engines "
                 f"are given for {sorted(self.engines)}: add it to engines=")
+        for role in self.loop.learn:
+            lacking = self.loop.asks - engine_for(self.engines, role).supports
+            if lacking:
+                raise SelfloopError(
+                    f"loop {self.loop.name!r} asks for {', '.join(sorted(lacking))}, which the "
+                    f"engine of role {role!r} ({type(self.engines.get(role)).__name__}) does not "
+                    "support: choose another engine, or a sampler that does not need it")
         if not len(self.samples):
             raise SelfloopError("the training data are empty: nothing to collect from")
         if self.loop.gate is not None and not self.dev:

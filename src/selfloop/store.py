@@ -76,9 +76,13 @@ def put_folder(path: Path, fill: Any) -> None:
     boundary(f"before {path.name}/")
     try:
         fill(aside)
-    except OSError as error:
+    except Exception as error:
         shutil.rmtree(aside, ignore_errors=True)
-        raise _readable(error, path) from error
+        if isinstance(error, OSError):
+            raise _readable(error, path) from error
+        if "os error 28" in str(error):  # how safetensors reports a full disk
+            raise _readable(OSError(errno.ENOSPC, "No space left on device"), path) from error
+        raise
     boundary(f"within {path.name}/")
     if path.exists():
         shutil.rmtree(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from selfloop.roles import Generate, Sampling
 from selfloop.types import Context, Media, Part, Rollout, Sample, Turn
@@ -35,6 +35,7 @@ class EnvSampler:
     max_turns: int = 8
     temperature: float = 1.0
     max_new_tokens: int = 64
+    asks: ClassVar[frozenset[str]] = frozenset({"history"})
 
     async def __call__(self, generate: Generate, sample: Sample, key: str) -> list[Rollout]:
         """The episodes, each one rollout of several turns."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from selfloop.commands.output import AsJson, put_json, run_folder, say
+from selfloop.commands.output import AsJson, put_json, run_folder, say, stdout
 
 Run = Annotated[str, typer.Argument(help="A run folder, or its name under runs/.")]
 
@@ -20,25 +20,13 @@ def show(
 ) -> None:
     """The decision in one sentence, the iterations; or one sample from picture to signal."""
     path = run_folder(run)
-    from selfloop.report.showing import show as shown
+    from selfloop.report.showing import describe_run, render, show_sample
 
-    found: Any = shown(path, sample)
+    described = describe_run(path) if sample is None else show_sample(path, sample)
     if json:
-        put_json(found if isinstance(found, dict) else {"run": run, "shown": found})
-        return
-    say(found if isinstance(found, str) else _lines(found))
-
-
-def _lines(value: Any, indent: str = "") -> str:
-    """A nested value as indented lines."""
-    if isinstance(value, dict):
-        return "\n".join(
-            f"{indent}{k}:\n{_lines(v, indent + '  ')}" if isinstance(v, dict | list) and v
-            else f"{indent}{k}: {v}" for k, v in value.items())
-    if isinstance(value, list):
-        return "\n".join(_lines(v, indent + "- ") if not isinstance(v, dict | list)
-                         else _lines(v, indent + "  ") for v in value)
-    return f"{indent}{value}"
+        put_json(described)
+    else:
+        render(stdout(), described)
 
 
 def export(
@@ -46,13 +34,17 @@ def export(
     merge: Annotated[bool, typer.Option(
         "--merge", help="Full weights, adapters merged in.")] = False,
     out: Annotated[Path | None, typer.Option(help="Where to; by default RUN/export.")] = None,
+    version: Annotated[int | None, typer.Option(
+        help="A version that was not promoted, from its checkpoint.")] = None,
+    model: Annotated[str | None, typer.Option(
+        help="The base model, where the run does not name it.")] = None,
     json: AsJson = False,
 ) -> None:
     """The best model as a folder that plain transformers loads, with a model card."""
     found = run_folder(run)
     from selfloop.export import export as write
 
-    path = write(found, out or found / "export", merge=merge)
+    path = write(found, out or found / "export", merge=merge, model=model, version=version)
     put_json({"folder": str(path)}) if json else say(f"wrote {path}")
 
 

@@ -10,11 +10,14 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from selfloop.roles import SelfloopError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
 
@@ -41,7 +44,6 @@ def _finite(value: Any) -> Any:
 
 def table(rows: Sequence[Sequence[str]], head: Sequence[str] = (), title: str = "") -> None:
     """A table on stdout; its text is never cut."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -52,9 +54,14 @@ def table(rows: Sequence[Sequence[str]], head: Sequence[str] = (), title: str = 
             made.add_column(overflow="fold")
     for row in rows:
         made.add_row(*(Text(cell) for cell in row))
-    # Without a terminal nothing says how wide a line may be: never wrap what a program reads.
-    console = Console() if sys.stdout.isatty() else Console(width=10_000)
-    console.print(made)
+    stdout().print(made)
+
+
+def stdout() -> Console:
+    """Where tables go. Without a terminal lines are never wrapped: a program reads them."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=10_000)
 
 
 def say(text: str) -> None:

@@ -31,7 +31,7 @@ def run(
     from selfloop.progress import Shown
     from selfloop.roles import SelfloopError
     from selfloop.running import run as go
-    from selfloop.store import put_json as store_json
+    from selfloop.store import put
 
     path, overrides = split_args(given)
     overrides += [f"budget={budget}"] if budget is not None else []
@@ -44,7 +44,7 @@ def run(
     watches = [_sink(s, config) for s in sink or ()]
     tell(f"loading {config.model}")
     engine = build_engine(config)
-    store_json(config.folder / "config.json", config.model_dump(mode="json"))
+    put(config.folder / "run.yaml", config.as_yaml().encode())
     with Shown(budget=config.budget) as shown:
         done = go(loop, data.train, engine, config.folder, dev=data.dev or (),
                   budget=config.budget, watch=_all([shown, *watches]))
