@@ -134,6 +134,12 @@ def _needed(base: str | None, what: str) -> str:
     return base
 
 
+def _place(base: str) -> str:
+    """What `load` takes for a base model as run.yaml names it."""
+    seed = Path(selfloop.__file__).parent / "testbeds" / "seed"
+    return str(seed) if base == "embedded" else base
+
+
 def _merge(adapter: Path, aside: Path, base: str, dtype: str) -> None:
     """Base + adapters, added in float32 so that the sum is rounded once."""
     import torch
@@ -141,7 +147,7 @@ def _merge(adapter: Path, aside: Path, base: str, dtype: str) -> None:
 
     from selfloop.engines.hf_load import load
 
-    loaded = load(base, dtype=dtype, device="cpu")
+    loaded = load(_place(base), dtype=dtype, device="cpu")
     own = next(loaded.model.parameters()).dtype
     merged: Any = PeftModel.from_pretrained(loaded.model.to(torch.float32), str(adapter))
     merged = merged.merge_and_unload().to(own)
@@ -159,7 +165,8 @@ def _over_base(found: Findings, source: Path, aside: Path, base: str | None, mer
     from selfloop.engines.hf_load import load
 
     dtypes = {str(t.dtype).removeprefix("torch.") for t in tensors.values()}
-    loaded = load(_needed(base, "for its config and processor"), dtype=dtypes.pop(), device="cpu")
+    named = _needed(base, "for its config and processor")
+    loaded = load(_place(named), dtype=dtypes.pop(), device="cpu")
     _put(loaded.model, tensors, source)
     loaded.model.save_pretrained(aside)
     loaded.processor.save_pretrained(aside)
@@ -202,7 +209,7 @@ def _adapters(found: Findings, tensors: dict[str, Any], source: Path, aside: Pat
             f"{source} holds LoRA adapters, and their settings are stored only beside promoted "
             "weights, which this run has none of: load the checkpoint with the run's own engine "
             "(engine.load_state) and save it (engine.save, engine.save_merged)") from None
-    loaded = load(base, device="cpu")
+    loaded = load(_place(base), device="cpu")
     peft: Any = get_peft_model(loaded.model, like)
     _put(loaded.model, tensors, source)
     if merge:

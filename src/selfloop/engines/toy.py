@@ -8,7 +8,7 @@ shares between contexts is nothing, so it learns exactly what it is shown.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,33 +99,34 @@ class ToyEngine:
         """Log-probs of the trained tokens; each is conditioned on the prompt of its stretch."""
         import torch
 
-        found: list[Any] = []
-        entropies: list[Any] = []
-        for row in rows:
-            where = list(self._cells(row))
-            logits_TV = torch.stack([self.table[c, p] for c, p, _ in where]) / row.temperature
-            logits_TV[:, [PAD, BOS, IMAGE]] = -torch.inf
-            logp_TV = torch.log_softmax(logits_TV, -1)
-            token_T = torch.tensor([t for _, _, t in where])
-            found.append(logp_TV[torch.arange(len(where)), token_T])
-            if entropy:
-                allowed_TV = logp_TV[:, [i for i in range(self.shape[2])
-                                         if i not in (PAD, BOS, IMAGE)]]
-                entropies.append(-(allowed_TV.exp() * allowed_TV).sum(-1))
-        return found, entropies if entropy else None
+        cells = [self._cells(row) for row in rows]
+        counts = [len(c) for c in cells]
+        where_N3 = torch.tensor([cell for c in cells for cell in c], dtype=torch.long).view(-1, 3)
+        heat_N = torch.tensor([row.temperature for row, n in zip(rows, counts, strict=True)
+                               for _ in range(n)], dtype=self.table.dtype)
+        logits_NV = self.table[where_N3[:, 0], where_N3[:, 1]] / heat_N[:, None]
+        never = torch.zeros(self.shape[2], dtype=torch.bool)
+        never[[PAD, BOS, IMAGE]] = True
+        logp_NV = torch.log_softmax(logits_NV.masked_fill(never, -torch.inf), -1)
+        found = logp_NV.gather(-1, where_N3[:, 2:]).squeeze(-1).split(counts)
+        if not entropy:
+            return list(found), None
+        allowed_NV = logp_NV[:, ~never]
+        return list(found), list((-(allowed_NV.exp() * allowed_NV).sum(-1)).split(counts))
 
-    def _cells(self, row: Row) -> Iterator[tuple[int, int, int]]:
+    def _cells(self, row: Row) -> list[tuple[int, int, int]]:
         """(context, position, token) of every trained token."""
-        start = row.prompt
-        for i, (token, trained) in enumerate(zip(row.token_ids, row.trained, strict=True)):
-            if i < row.prompt:
+        found: list[tuple[int, int, int]] = []
+        start = context = row.prompt
+        for i in range(row.prompt, len(row.token_ids)):
+            if not row.trained[i]:
                 continue
-            if trained and not row.trained[i - 1]:
-                start = i if i > row.prompt else row.prompt
-            if trained:
+            if i == row.prompt or not row.trained[i - 1]:  # a new stretch begins
+                start = i
                 media = row.media[:row.token_ids[:start].count(IMAGE)]
-                yield (self._address(row.token_ids[:start], media),
-                       min(i - start, self.shape[1] - 1), token)
+                context = self._address(row.token_ids[:start], media)
+            found.append((context, min(i - start, self.shape[1] - 1), row.token_ids[i]))
+        return found
 
     # -- generation -------------------------------------------------------------------------
 

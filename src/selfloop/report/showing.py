@@ -33,6 +33,11 @@ def describe_run(folder: str | Path) -> dict[str, Any]:
     }
 
 
+def show(folder: str | Path, prefix: str | None = None) -> dict[str, Any]:
+    """`describe_run`, or with the start of an id `show_sample`; `render` prints either."""
+    return describe_run(folder) if prefix is None else show_sample(folder, prefix)
+
+
 def show_run(folder: str | Path) -> RenderableType:
     """`describe_run`, ready for `rich.print`."""
     return _run(describe_run(folder))
