@@ -19,7 +19,8 @@ EXAMPLES = sorted((HOME / "examples").glob("*.py"))
 RUNNABLE = re.compile(r"^```python runnable\n(.*?)^```$", re.M | re.S)
 FENCE = re.compile(r"^```.*?^```$", re.M | re.S)
 LINK = re.compile(r"\[[^\]\n]*\]\(([^)\s]+)\)")
-COMMAND = re.compile(r"(?:^|`)(?:uvx )?selfloop ([a-z]+)\b", re.M)
+INLINE = re.compile(r"`selfloop ([a-z]+)\b")
+TYPED = re.compile(r"^selfloop ([a-z]+)\b", re.M)
 WITH_ROLE = ("README", "tutorial", "words", "samplers", "verifiers", "organizers", "losses",
              "engines", "gate-and-arms", "run-folder", "recipes", "proof")
 
@@ -27,6 +28,12 @@ WITH_ROLE = ("README", "tutorial", "words", "samplers", "verifiers", "organizers
 def blocks(page: Path) -> list[str]:
     """The runnable blocks of a page, in order: together they are one program."""
     return RUNNABLE.findall(page.read_text(encoding="utf-8"))
+
+
+def commands(text: str) -> set[str]:
+    """The subcommands that a page names: in code spans, and typed at the start of a line."""
+    typed = [name for block in FENCE.findall(text) for name in TYPED.findall(block)]
+    return {*typed, *INLINE.findall(FENCE.sub("", text))}
 
 
 def slug(heading: str) -> str:
@@ -86,12 +93,12 @@ def test_named_commands_exist():
         capture_output=True, text=True, check=True).stdout
     known = set(re.findall(r"^[\s│|]*([a-z]+)\s{2,}\S", out, re.M))
     for page in PAGES:
-        for name in set(COMMAND.findall(page.read_text(encoding="utf-8"))):
+        for name in commands(page.read_text(encoding="utf-8")):
             assert name in known, f"{page.name} names `selfloop {name}`, which --help does not"
 
 
 def test_make_targets_exist():
     made = (HOME / "Makefile").read_text(encoding="utf-8")
     for page in PAGES:
-        for target in set(re.findall(r"(?:^|`)make ([a-z]+)\b", page.read_text(), re.M)):
+        for target in set(re.findall(r"(?:^|`)make ([a-z]+)\b", page.read_text(encoding="utf-8"), re.M)):
             assert re.search(rf"^{target}:", made, re.M), f"{page.name}: make {target}"

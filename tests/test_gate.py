@@ -142,6 +142,10 @@ FIRES = [
     (Blind(), {"no_image": 0.34}, {"no_image": 0.3}, False),
     (Blind(), {"no_image": 0.36, "questions": 300.0}, {"no_image": 0.3}, False),
     (Blind(), {"no_image": 0.45, "questions": 300.0}, {"no_image": 0.3}, True),
+    (Blind(), {"no_image": 0.45, "visual_gain": 0.3, "questions": 300.0},
+     {"no_image": 0.3, "visual_gain": 0.3}, False),
+    (Blind(), {"no_image": 0.45, "visual_gain": 0.15, "questions": 300.0},
+     {"no_image": 0.3, "visual_gain": 0.3}, True),
     (Unjudged(), {"unjudged": 0.05}, {"unjudged": 0.02}, True),
     (Unjudged(), {"unjudged": 0.03}, {"unjudged": 0.02}, False),
 ]

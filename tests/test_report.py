@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import shutil
 from dataclasses import replace
@@ -10,14 +11,15 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-import toyland
 from rich.console import Console
 
+import toyland
 from selfloop.engines.toy import ToyEngine
 from selfloop.evaluate.answers import Answer, read, write
 from selfloop.evaluate.statistics import paired_gain
 from selfloop.pictures import Library
 from selfloop.proof import verdict
+from selfloop.report.arms import arms
 from selfloop.report.facts import ARMS, gather
 from selfloop.report.figures import axis, small
 from selfloop.report.page import write_report
@@ -138,8 +140,7 @@ def test_what_a_model_wrote_is_escaped(proof):
 
 def test_page_tells_decision_arms_and_changes(proof):
     words = " ".join(Page(write_report(proof).read_text()).words.split())
-    assert "mixture raised held-out accuracy from 40.0\xa0% to 80.0\xa0% on 60 questions" in \
-        words.replace("40.0 %", "40.0\xa0%").replace("80.0 %", "80.0\xa0%")
+    assert "mixture raised held-out accuracy from 40.0 % to 80.0 % on 60 questions" in words
     assert "does not beat “Control, same FLOPs”" in words
     assert "beaten" in words and "not beaten" in words and "reference" in words
     won = sum(not a.right and b.right for a, b in _dev_pairs(proof))
@@ -157,6 +158,28 @@ def _dev_pairs(proof: Path):
         [a for a in read(proof / "loop" / "iterations" / place / "answers.parquet")
          if a.arm == "greedy"] for place in ("seed", "001"))
     return list(zip(before, after, strict=True))
+
+
+def test_each_arm_is_told_apart(proof):
+    states = {row["key"]: row["state"] for row in arms(gather(proof))["rows"]}
+    assert states == {
+        "final_accuracy": "", "seed_accuracy": "beaten", "control_steps": "beaten",
+        "control_flops": "not beaten", "testtime_vote": "beaten", "shuffled": "beaten",
+        "supervised_on_answers": "beaten", "no_image": "reference", "skyline": "reference"}
+    summary = json.loads((proof / "summary.json").read_text())
+    summary["gains"]["shuffled"]["interval"] = [-9.0, -2.0]
+    found = replace(gather(proof), summary=summary)
+    assert {r["key"]: r["state"] for r in arms(found)["rows"]}["shuffled"] == "the arm is better"
+
+
+def test_no_more_is_claimed_than_was_run(proof):
+    summary = json.loads((proof / "summary.json").read_text())
+    put_json(proof / "summary.json", {
+        **{k: v for k, v in summary.items() if k != "shuffled"},
+        "words": "self-improvement: above every arm, each interval clear of zero"})
+    words = Page(write_report(proof).read_text()).words
+    assert "above every arm that was run, each" in words
+    assert "Not run: Shuffled verdicts" in words
 
 
 def test_given_dev_questions_are_shown_with_their_pictures(proof):
@@ -267,4 +290,4 @@ def test_unclear_ids_name_those_that_are_close(proof):
     with pytest.raises(SelfloopError, match="give more letters"):
         ids = sorted(i for g in RunFolder(proof / "loop").groups(0) for i in
                      [r.id for r in g.rollouts])
-        show_sample(proof, next(a[0] for a, b in zip(ids, ids[1:], strict=False) if a[0] == b[0]))
+        show_sample(proof, next(a[0] for a, b in itertools.pairwise(ids) if a[0] == b[0]))

@@ -6,6 +6,7 @@ naming a gold value is how it declares that it reads labels.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import pkgutil
@@ -90,6 +91,11 @@ def source_hash(component: Any) -> str:
         raise SelfloopError(
             f"a lambda from {target.__module__} cannot be part of a loop: it has no name to "
             "fingerprint; write it as a module-level function"
+        )
+    if target is functools.partial or getattr(target, "__closure__", None):
+        raise SelfloopError(
+            f"{name_of(component)} cannot be part of a loop: what a partial or a closure holds "
+            "has no fingerprint; write it as a frozen dataclass with __call__"
         )
     try:
         source = inspect.getsource(target)

@@ -9,6 +9,7 @@ from selfloop.probing import Probed
 
 NOTHING_TO_VERIFY = 0.05
 CALIBRATED = 0.2
+ENOUGH_LABELS = 50
 LONG_ANSWER = 48
 STEP_SECONDS = 60.0
 """A GRPO step (16 questions, 8 draws, one update) slower than this is no cheap step."""
@@ -32,9 +33,11 @@ def choose(probed: Probed) -> Choice:
     if nothing:
         return nothing
     if probed.labelled < 0.25:
-        found = _label_free(probed, against)
-        if found.method:
+        found = _label_free(probed, {})
+        # A share of the samples may still be enough to verify with; the others then abstain.
+        if found.method or probed.labelled * probed.train < ENOUGH_LABELS:
             return found
+        against["agreement"] = found.others["agreement"]
     for method, rule in (("grpo", _grpo), ("dpo", _dpo), ("star", _star)):
         fits, why = rule(probed)
         if fits:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import typer
@@ -48,7 +48,8 @@ class OneLine(TyperGroup):
             # Typer may carry a Click of its own, so usage errors are known by what they can do.
             if not hasattr(error, "format_message"):
                 raise
-            tell("error: " + " ".join(error.format_message().split()) + _help_for(error))
+            tell("error: " + " ".join(error.format_message().split())
+                 + _help_for(words, self.commands))
             code = 2
         if not standalone_mode:
             return code
@@ -61,9 +62,10 @@ class OneLine(TyperGroup):
             return super().invoke(ctx)
 
 
-def _help_for(error: Any) -> str:
-    path = getattr(getattr(error, "ctx", None), "command_path", "selfloop").split(" ")
-    return f" (see `{' '.join(['selfloop', *path[1:]])} --help`)"
+def _help_for(words: Sequence[str], commands: Iterable[str]) -> str:
+    """Where to read on: the command's own help, where there is such a command."""
+    command = f" {words[0]}" if words and words[0] in commands else ""
+    return f" (see `selfloop{command} --help`)"
 
 
 main = typer.Typer(

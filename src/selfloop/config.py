@@ -111,8 +111,8 @@ class RunConfig(_Part):
     def as_yaml(self) -> str:
         """The whole config, as it is kept in the run folder: every path absolute."""
         values = self.model_dump(mode="json", exclude_none=True)
-        return yaml.safe_dump({**values, "model": self.model_path}, sort_keys=False,
-                              allow_unicode=True)
+        return str(yaml.safe_dump({**values, "model": self.model_path}, sort_keys=False,
+                                  allow_unicode=True))
 
     @property
     def model_path(self) -> str:

@@ -42,8 +42,8 @@ class Scale:
     test: int
 
 
-DEMO = Scale(pool=1200, dev=800, test=1192)
-PROOF = Scale(pool=1200, dev=1000, test=1490)
+DEMO = Scale(pool=1000, dev=800, test=1192)
+PROOF = Scale(pool=1000, dev=800, test=1192)
 
 
 def digits_read(text: str) -> str | None:
@@ -71,12 +71,12 @@ CHECKED = AllOf((exact, chain_follows))
 def recipes(seed: int) -> dict[str, Loop]:
     """The four methods at the settings at which they are proven on digits."""
     common: dict[str, Any] = {"max_new_tokens": TOKENS, "seed": seed}
-    tuned: dict[str, Any] = {**common, "iterations": 4, "updates": 120, "batch": 64}
+    tuned: dict[str, Any] = {**common, "iterations": 3, "updates": 100, "batch": 64}
     return {
         "star": star(CHECKED, exact, n=8, lr=5e-4, views=0.5, copies=3, per_sample=1, **tuned),
         "dpo": dpo(CHECKED, exact, n=8, lr=5e-5, beta=0.1, anchor=0.5, views=0.5, copies=2,
                    **{**tuned, "batch": 32}),
-        "grpo": grpo(CHECKED, exact, n=8, samples=32, iterations=4, steps=40, save_every=20, lr=1e-4,
+        "grpo": grpo(CHECKED, exact, n=8, samples=32, iterations=3, steps=40, save_every=20, lr=1e-4,
                      views=0.5, **common),
         "agreement": agreement(Agreement(digits_read, follows), exact, lr=5e-4, views=0.5,
                                copies=2, questions=3, seen=2, **tuned),

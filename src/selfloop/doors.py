@@ -11,6 +11,7 @@ import asyncio
 import inspect
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,6 +70,9 @@ class Doors:
     async def _run(self, jobs: Sequence[tuple[Sample, str, Job]]) -> list[Any]:
         self._asks, self._live = [], len(jobs)
         self._wake = asyncio.Event()
+        # A thread for each plain function: with fewer, those that wait would hold up the rest.
+        plain = sum(_wants_blocking(job) for _, _, job in jobs)
+        self._threads = ThreadPoolExecutor(max(1, plain))
         tasks = [asyncio.ensure_future(self._one(i, *job)) for i, job in enumerate(jobs)]
         try:
             while self._live:
@@ -78,12 +82,13 @@ class Doors:
                     await asyncio.sleep(0)
                 if self._asks and len({ask.job for ask in self._asks}) >= self._live:
                     self._answer()
-                if any(t.done() and t.exception() for t in tasks):
-                    break
+                if any(t.done() for t in tasks):
+                    _raise_first(tasks)
             return [await task for task in tasks]
         finally:
             for task in tasks:
                 task.cancel()
+            self._threads.shutdown(wait=False)
 
     async def _one(self, index: int, sample: Sample, who: str, job: Job) -> Any:
         door = self._door(index, sample, who, asyncio.get_running_loop())
@@ -92,8 +97,9 @@ class Doors:
                 getattr(job, "__call__", None)  # noqa: B004
             ):
                 return await job(door)
-            result = job(door) if not _wants_blocking(job) else await asyncio.to_thread(
-                job, _blocking(door, asyncio.get_running_loop()))
+            loop = asyncio.get_running_loop()
+            result = job(door) if not _wants_blocking(job) else await loop.run_in_executor(
+                self._threads, job, _blocking(door, loop))
             return await result if isinstance(result, Awaitable) else result
         finally:
             self._live -= 1
@@ -146,6 +152,13 @@ class Doors:
         return generate
 
 
+def _raise_first(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    """Raise what the first failed job raised; the others may wait for answers for ever."""
+    for task in tasks:
+        if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+            raise error
+
+
 def _wants_blocking(job: Job) -> bool:
     """Plain functions run in a thread, with a `generate` that simply returns."""
     return bool(getattr(job, "blocking", False))
@@ -153,7 +166,15 @@ def _wants_blocking(job: Job) -> bool:
 
 def _blocking(door: Generate, loop: asyncio.AbstractEventLoop) -> Any:
     def generate(*args: Any, **named: Any) -> list[Rollout]:
-        return asyncio.run_coroutine_threadsafe(door(*args, **named), loop).result()
+        if loop.is_closed():
+            raise SelfloopError("the run was stopped by another job")
+        asked = asyncio.run_coroutine_threadsafe(door(*args, **named), loop)
+        while True:
+            try:
+                return asked.result(timeout=1.0)
+            except TimeoutError:
+                if asked.done() or loop.is_closed():  # nobody is left who could answer
+                    raise
     return generate
 
 

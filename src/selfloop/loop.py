@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cached_property
 
 from selfloop.collect import drawing
 from selfloop.doors import is_async
@@ -103,9 +104,14 @@ class Loop:
             self._check_learn(role, how)
         if self.gate is not None and self.evaluation is None:
             object.__setattr__(self, "gate", None)
+        self.described()  # refuses what has no stable name
 
     @staticmethod
     def _check_verifier(verifier: Verifier) -> None:
+        if {"rollout", "group"} <= parameters(verifier).keys():
+            raise SelfloopError(
+                f"verifier {name_of(verifier)} names both `rollout` and `group`: it is called "
+                "once a rollout or once a group, so name one of them")
         if "generate" in parameters(verifier) and not is_async(verifier):
             raise SelfloopError(
                 f"verifier {name_of(verifier)} names `generate`, which must be awaited: "
@@ -115,7 +121,7 @@ class Loop:
         makes = getattr(how.organizer, "makes", None)
         if makes is not None:
             example = makes() if callable(makes) else makes
-            if not any(how.loss.accepts(signal) for signal in example):
+            if example and not any(how.loss.accepts(signal) for signal in example):
                 kinds = sorted({type(s).__name__ + str(sorted(s.branches)) for s in example})
                 raise SelfloopError(
                     f"role {role!r}: organizer {name_of(how.organizer)} makes {', '.join(kinds)}, "
@@ -155,6 +161,10 @@ class Loop:
 
     def described(self) -> dict[str, object]:
         """The loop as JSON: components by module:name with their options and source hashes."""
+        return self._described_once
+
+    @cached_property
+    def _described_once(self) -> dict[str, object]:  # once: files may be edited while a loop runs
         return {f.name: _described(getattr(self, f.name)) for f in fields(self)
                 if f.name not in NOT_IN_FINGERPRINT}
 

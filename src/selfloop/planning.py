@@ -34,7 +34,7 @@ class Plan:
     why: str
     others: dict[str, str]
     options: dict[str, Any]
-    """Options that the plan sets because run.yaml does not; `method: auto` uses them."""
+    """With method auto: what the run will set because run.yaml leaves it open."""
     seconds: dict[str, float]
     """collect, learn, evaluate and total, for all iterations; empty if nothing fits."""
     tokens: dict[str, int]
@@ -66,7 +66,7 @@ def plan(config: RunConfig, probed: Probed | None = None) -> Plan:
     if config.method != "auto":
         if chosen.method != config.method:
             notes.append(f"the probe would rather have {chosen.method or 'nothing'}: {chosen.why}")
-        chosen = Choice(config.method, "run.yaml names it", chosen.others)
+        chosen = Choice(config.method, "it is the method that was asked for", {})
     gain = smallest_gain(config)
     if gain is None:
         notes.append("the dev set is too small to show any gain: label more dev samples")
@@ -77,6 +77,10 @@ def plan(config: RunConfig, probed: Probed | None = None) -> Plan:
         return Plan("", chosen.why, chosen.others, {}, {}, {}, 0.0, {}, probed.dev, gain,
                     tuple(notes))
     options = suggested(config, chosen.method, probed)
+    if config.method != "auto" and options:
+        listed = ", ".join(f"{name}={value}" for name, value in options.items())
+        notes.append(f"method: auto would also set {listed}; as options they count here, too")
+        options = {}
     loop = build_loop(settled(config, chosen.method, options))
     tokens = _tokens(loop, probed)
     return Plan(chosen.method, chosen.why, chosen.others, options, _seconds(tokens, probed),
@@ -92,7 +96,7 @@ def settled(config: RunConfig, method: str, options: dict[str, Any]) -> RunConfi
 def assumed(config: RunConfig, tell: Callable[[str], None] = lambda _: None) -> Probed:
     """Middling guesses for every figure, with rates measured in a short slice of two questions."""
     tell("timing a short slice")
-    short = probe(config, questions=2, draws=2, tell=tell, save=False)
+    short = probe(config, questions=4, draws=8, tell=tell, save=False)
     return replace(short, questions=20, draws=8, accuracy=Share(6, 20), pass_at_draws=Share(12, 20),
                    vote=Share(7, 20), calibration_error=0.2, vote_share=0.5, parsed=Share(20, 20),
                    zero_variance=Share(9, 20))
@@ -116,9 +120,14 @@ def suggested(config: RunConfig, method: str, probed: Probed) -> dict[str, Any]:
         loop = build_loop(settled(config, method, {}))
         batch = next(iter(loop.learn.values())).optim.batch
         found["updates"] = max(40, min(400, round(_PASSES * _signals(loop, probed) / batch)))
-    if method == "supervised" and not any(s.rationale for s in load_data(config).train):
-        found["labels"] = "answer"
+    if method == "supervised":
+        found |= labels_of(config)
     return {name: value for name, value in found.items() if name not in config.options}
+
+
+def labels_of(config: RunConfig) -> dict[str, Any]:
+    """labels=answer for `supervised` where no sample has a worked solution to imitate."""
+    return {} if any(s.rationale for s in load_data(config).train) else {"labels": "answer"}
 
 
 def smallest_gain(config: RunConfig) -> float | None:

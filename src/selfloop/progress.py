@@ -33,6 +33,7 @@ class Shown:
         self._told = -math.inf
         self._steps = self._left = 0
         self._spent: list[float] = []
+        self._gathering = 0.0
         self._live: Progress | None = None
         self._task: TaskID | None = None
 
@@ -71,6 +72,9 @@ class Shown:
         rate = done / max(1e-6, now - self._stage_began)
         words = f"{rate:.1f} {unit}/s" if rate < 100 else f"{rate:.0f} {unit}/s"
         left = self.left()
+        if unit == "updates" and not self._spent:
+            each = self._gathering + of / max(1e-6, rate)
+            left = self._capped((of - done) / max(1e-6, rate) + (self._left - 1) * each)
         words += f", about {time_of(left)} left" if left is not None else ""
         if self._live is not None and self._task is not None:
             self._live.update(self._task, description=escape(stage), completed=done, total=of,
@@ -84,14 +88,17 @@ class Shown:
         self._stage = ""
 
     def left(self) -> float | None:
-        """Seconds to the end by the steps so far, or to the end of the budget; None = unknown."""
-        found = []
-        if self._spent and self._steps:
-            recent = self._spent[-5:]
-            found.append(self._left * sum(recent) / len(recent))
-        if self.budget is not None:
-            found.append(max(0.0, self.budget - (self.clock() - self.began)))
-        return min(found) if found else None
+        """Seconds to the end by the steps so far, the budget heeded; None = unknown."""
+        if not self._spent:
+            return None
+        recent = self._spent[-5:]
+        return self._capped(self._left * sum(recent) / len(recent))
+
+    def _capped(self, left: float) -> float:
+        """The budget may end a run sooner."""
+        if self.budget is None:
+            return left
+        return min(left, max(0.0, self.budget - (self.clock() - self.began)))
 
     # -- events -------------------------------------------------------------------------------
 
@@ -143,7 +150,7 @@ class Shown:
                                if n not in ("updates", "tokens_read", "tokens_trained"))
             self.say(f"step {facts['step'] + 1}: {updates} updates ({time_of(facts['seconds'])}, "
                      f"{updates / max(1e-6, facts['seconds']):.1f}/s): {losses}")
-        self._spent.append(facts["seconds"] + getattr(self, "_gathering", 0.0))
+        self._spent.append(facts["seconds"] + self._gathering)
         self._gathering = 0.0
         self._left = max(0, self._steps - facts["step"] - 1)
         self._next_stage()
@@ -159,7 +166,7 @@ class Shown:
 
     def _on_finished(self, facts: Mapping[str, Any]) -> None:
         took = time_of(self.clock() - self.began)
-        best = f"best is version {facts['best']}" if facts["best"] else "the seed stays the best"
+        best = f"best is version {facts['best']}" if facts["best"] else "nothing was promoted"
         self.say(f"finished {facts['iterations']} iterations in {took}: {best}")
 
 

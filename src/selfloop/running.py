@@ -81,16 +81,20 @@ class Run:
                 **described, "printed": repr(self.loop), "selfloop": selfloop.__version__})
         elif _only_verifier_mended(found, described) and self.folder.manifest(0) is None:
             # nothing was judged yet: the stored rollouts wait for the mended verifier
+            if found["loop"]["evaluation"] != described["loop"]["evaluation"]:
+                (self.folder.iteration("seed") / "answers.parquet").unlink(missing_ok=True)
             put_json(self.folder.path / "loop.json", {
                 **described, "printed": repr(self.loop), "selfloop": selfloop.__version__})
             self.tell("verifier replaced")
         else:
             _same(found, described, self.folder.path)
-        keep = self.loop.max_staleness
         for engine in self._distinct():
-            engine.publish(0, keep)
+            engine.restart()  # an engine that has learned elsewhere starts from its seed again
+            engine.publish(0, self.loop.max_staleness)
         if not self.folder.checkpoints():
             self._checkpoint(0)
+        if done := self.folder.iterations():  # a kill may have come before this
+            self._forget(done[-1])
         self.tell("opened", loop=self.loop.name, samples=len(self.samples), dev=len(self.dev),
                   iterations=self.loop.iterations, steps=self.loop.steps)
         if self.dev and self.loop.evaluation is not None:
@@ -132,8 +136,10 @@ class Run:
         start = inside[-1] if inside else (done[-1].continue_from if done else 0)
         for name, engine in self._named():
             engine.load_state(self.folder.checkpoint(start) / name)
-            if not inside and start != first:  # rolled back: old weights under a new number
-                engine.publish(first, self.loop.max_staleness)
+            if not inside and start != first:  # rolled back: old weights under new numbers,
+                keep = self.loop.max_staleness  # those that stale draws will ask for among them
+                for version in range(max(start + 1, first - keep), first + 1):
+                    engine.publish(version, keep)
         return inside[-1] if inside else first
 
     def _named(self) -> list[tuple[str, Engine]]:
@@ -218,7 +224,7 @@ class Run:
 
         keep = {0, iteration.best, iteration.continue_from, iteration.version}
         for version in self.folder.checkpoints():
-            if version not in keep:
+            if version not in keep and version < iteration.version:
                 shutil.rmtree(self.folder.checkpoint(version))
 
 

@@ -41,7 +41,7 @@ def gather(run: Run, step: int) -> dict[str, Any]:
             errors.append(problem)
             run.tell("drawn", step=step, done=len(groups), of=len(groups) + len(chosen) - at
                      - len(samples))
-        wanted = max((getattr(how.organizer, "wants", _none)(groups)
+        wanted = max((getattr(how.organizer, "wants", _none)(_stripped(groups))
                       for how in loop.learn.values()), default=0)
         if not wanted:
             break
@@ -59,15 +59,12 @@ def plan(n: int, wanted: int, step: int, wave: int, seed: int, used: Sequence[in
     if wave:
         left = [i for i in keys.shuffled(n, f"{seed}/wave/{step}/{wave}") if i not in set(used)]
         return left[:wanted]
-    chosen: list[int] = []
-    at = step * wanted
-    while len(chosen) < wanted:
-        epoch, offset = divmod(at, n)
-        order = keys.shuffled(n, f"{seed}/pass/{epoch}")
-        part = order[offset:offset + wanted - len(chosen)]
-        chosen += part
-        at += len(part)
-    return chosen
+    wanted = min(wanted, n)
+    epoch, offset = divmod(step * wanted, n)
+    chosen = keys.shuffled(n, f"{seed}/pass/{epoch}")[offset:offset + wanted]
+    # where a step reaches into the next pass, it takes nobody twice: equal keys draw equal answers
+    following = [i for i in keys.shuffled(n, f"{seed}/pass/{epoch + 1}") if i not in set(chosen)]
+    return chosen + following[:wanted - len(chosen)]
 
 
 def _shard(run: Run, step: int, wave: int, samples: Sequence[Sample],
@@ -88,18 +85,21 @@ def _shard(run: Run, step: int, wave: int, samples: Sequence[Sample],
         groups = draw(loop.sampler, samples, doors, guidance)
         run.folder.put_rollouts(step, shard, drawing, groups)
     stored = run.folder.judged(step, shard, planned, groups)
-    if stored is not None:
+    if stored is not None and not _too_many(run, stored[1]["errors"], stored[1]["rollouts"]):
         return stored[0], (stored[1]["errors"], stored[1]["rollouts"], "")
     judged = judge(loop.verifier, groups, doors)
-    if judged.errors <= loop.max_errors * max(1, judged.rollouts):
-        run.folder.put_verdicts(step, shard, planned, judged.groups,
-                                {"errors": judged.errors, "rollouts": judged.rollouts})
+    run.folder.put_verdicts(step, shard, planned, judged.groups,
+                            {"errors": judged.errors, "rollouts": judged.rollouts})
     return judged.groups, (judged.errors, judged.rollouts, judged.first_error)
+
+
+def _too_many(run: Run, errors: int, rollouts: int) -> bool:
+    return errors > run.loop.max_errors * max(1, rollouts)
 
 
 def _stop_on_errors(run: Run, found: Sequence[tuple[int, int, str]]) -> None:
     errors, rollouts = sum(e for e, _, _ in found), sum(n for _, n, _ in found)
-    if errors > run.loop.max_errors * max(1, rollouts):
+    if _too_many(run, errors, rollouts):
         first = next((text for _, _, text in found if text), "see the stored verdicts")
         raise SelfloopError(
             f"verifier {name_of(run.loop.verifier)} failed on {errors} of {rollouts} rollouts "
@@ -113,7 +113,7 @@ def _organize(run: Run, step: int, groups: list[Group], shards: list[list[str]],
     state: dict[str, Any] = {}
     guidance: dict[str, Any] = {}
     counts: dict[str, int] = {}
-    stripped = [g.model_copy(update={"sample": g.sample.unlabelled()}) for g in groups]
+    stripped = _stripped(groups)
     for role, how in loop.learn.items():
         signals, state[role], more = call_by_name(
             how.organizer, groups=stripped, state=states.get(role, {}),
@@ -138,6 +138,11 @@ def _organize(run: Run, step: int, groups: list[Group], shards: list[list[str]],
     }
     put_json(run.folder.step(step) / "manifest.json", manifest)
     return manifest
+
+
+def _stripped(groups: Sequence[Group]) -> list[Group]:
+    """The groups as organizers see them: gold values are handed over by name or not at all."""
+    return [g.model_copy(update={"sample": g.sample.unlabelled()}) for g in groups]
 
 
 def _gold(organizer: Any, groups: Sequence[Group]) -> dict[str, dict[str, Any]]:

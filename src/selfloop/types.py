@@ -213,6 +213,10 @@ class Branch(Word):
     def _one_kind_of_answer(self) -> Self:
         if bool(self.turns) == (self.text is not None):
             raise ValueError("a branch has either drawn turns or a text, and not both")
+        if len(self.turns) > 1 and not all(turn.prompt_token_ids for turn in self.turns):
+            raise ValueError(
+                "a conversation of several turns cannot be put under another context: what was "
+                "said in between would be lost; train it as it was drawn")
         return self
 
     @classmethod

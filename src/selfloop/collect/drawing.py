@@ -32,6 +32,10 @@ def _job(sampler: Sampler, sample: Sample, guidance: Mapping[str, Any], scope: s
         **gold(sampler, sample),
     }
 
+    def named(error: Exception) -> SelfloopError:
+        return SelfloopError(f"sampler {name_of(sampler)} failed on sample {sample.id}: "
+                             f"{type(error).__name__}: {error}")
+
     async def job(generate: Generate) -> Any:
         try:
             result = call_by_name(sampler, generate=generate, **offered)
@@ -39,16 +43,18 @@ def _job(sampler: Sampler, sample: Sample, guidance: Mapping[str, Any], scope: s
         except SelfloopError:
             raise
         except Exception as error:
-            raise SelfloopError(
-                f"sampler {name_of(sampler)} failed on sample {sample.id}: "
-                f"{type(error).__name__}: {error}"
-            ) from error
+            raise named(error) from error
 
     if is_async(sampler):
         return job
 
     def plain(generate: Any) -> Any:
-        return call_by_name(sampler, generate=generate, **offered)
+        try:
+            return call_by_name(sampler, generate=generate, **offered)
+        except SelfloopError:
+            raise
+        except Exception as error:
+            raise named(error) from error
 
     plain.blocking = True  # type: ignore[attr-defined]
     return plain

@@ -56,9 +56,12 @@ def run(
 
 def _settled(config: RunConfig) -> RunConfig:
     """With method auto: the plan's method and options, probing first if nobody has."""
+    from selfloop.planning import labels_of, plan, settled
+
+    if config.method == "supervised" and "labels" not in config.options:
+        return settled(config, config.method, labels_of(config))
     if config.method != "auto":
         return config
-    from selfloop.planning import plan, settled
     from selfloop.probing import probe, stored
     from selfloop.roles import SelfloopError
 
@@ -109,6 +112,9 @@ def _print(config: RunConfig, done: Sequence[Iteration]) -> None:
                      f"{sum(one.tokens.get(k, 0) for k in ('read', 'drawn')):,}"))
     table(rows, ("iteration", "decision", "dev", "no image", "labels read", "tokens"))
     where = _near(config.folder)
+    if done and not done[-1].best:
+        say("nothing was promoted, so `selfloop export` would need "
+            f"--version {done[-1].version} to take the last weights")
     say(f"kept in {where}; next: selfloop show {where}, selfloop report {where}")
 
 

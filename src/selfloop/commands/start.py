@@ -53,6 +53,22 @@ def doctor(
         raise typer.Exit(1)
 
 
+def _as_options(text: str, images: Path, labels: Path | None) -> str:
+    """A message of `prepare` in the words of the command line, with the columns that are there."""
+    text = text.replace("labels=", "--labels").replace("task=", "--task")
+    if "has a label" in text:
+        from selfloop.formats import ANSWERS
+        from selfloop.sources import source_of
+
+        _, row = next(iter(source_of(str(labels or images), None).rows()))
+        columns = sorted(row) if isinstance(row, dict) else []
+        if set(columns) & set(ANSWERS):
+            return text
+        return (f"{labels or images}: no column holds the labels (there are: "
+                f"{', '.join(columns)}): name it label or answer")
+    return text
+
+
 def init(
     images: Annotated[Path, typer.Argument(help="A folder of pictures, or a table of rows.")],
     labels: Annotated[Path | None, typer.Option(help="Rows: a file name and its label.")] = None,
@@ -77,7 +93,10 @@ def init(
             raise SelfloopError(f"{what}: {given}: no such file or folder: check the path")
     local = Path(model).expanduser()
     named = str(local.absolute()) if local.is_dir() else model
-    prepared = prepare(images, labels, task=task, out=out, seed=seed)
+    try:
+        prepared = prepare(images, labels, task=task, out=out, seed=seed)
+    except SelfloopError as error:
+        raise SelfloopError(_as_options(str(error), images, labels)) from None
     write_run_yaml(prepared, path, model=named)
     if json:
         put_json({**dataclasses.asdict(prepared), "verifier": prepared.verifier, "run": path})

@@ -142,24 +142,32 @@ class PassAtK:
 
 @dataclass(frozen=True)
 class Blind:
-    """Fires when accuracy without the picture rose by more than `max_rise` (monitor M13).
+    """Fires when the picture matters less: answers without it got better by more than `max_rise`
+    (monitor M13), and what the picture adds (accuracy with it minus without) fell.
 
-    A guess is noisy: the rise has to exceed the bound by `z` standard errors of the difference
-    of two proportions over the dev questions, so that small dev splits do not roll back by luck.
+    Both have to exceed `z` standard errors over the dev questions, so that small splits do not
+    roll back by luck. A model that merely learns to guess in the right form, while it gains as
+    much from looking as before, passes.
     """
 
     max_rise: float = 0.05
     z: float = 1.645
 
     def __call__(self, monitors: Figures, before: Figures) -> str | None:
-        """Reads `no_image`, and `questions` for its standard error."""
-        found = _both("no_image", monitors, before)
+        """Reads `no_image`, `visual_gain`, and `questions` for the standard errors."""
+        blind = _both("no_image", monitors, before)
+        added = _both("visual_gain", monitors, before)
         n = _figure(monitors, "questions")
-        noise = math.sqrt(sum(p * (1 - p) for p in found) / n) if found and n else 0.0
-        if found is None or found[0] - found[1] <= self.max_rise + self.z * noise:
+        if blind is None:
             return None
-        return (f"accuracy without the picture rose from {100 * found[1]:.1f} to "
-                f"{100 * found[0]:.1f} (by at most {100 * self.max_rise:g} points)")
+        noise = self.z * math.sqrt(sum(p * (1 - p) for p in blind) / n) if n else 0.0
+        if blind[0] - blind[1] <= self.max_rise + noise:
+            return None
+        if added is not None and added[0] - added[1] >= -noise:
+            return None
+        return (f"accuracy without the picture rose from {100 * blind[1]:.1f} to "
+                f"{100 * blind[0]:.1f} (by at most {100 * self.max_rise:g} points), and what the "
+                "picture adds fell")
 
 
 @dataclass(frozen=True)

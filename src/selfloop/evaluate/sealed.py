@@ -30,7 +30,9 @@ class Sealed:
     def open(self, runs: Iterable[RunFolder], seen: Iterable[Sample]) -> Sequence[Sample]:
         """The questions. Refused while a run is unfinished, or if it saw a test picture."""
         for run in runs:
-            if not any(e["event"] in ("finished", "stopped") for e in run.events()):
+            ends = [e["event"] for e in run.events()
+                    if e["event"] in ("opened", "finished", "stopped")]
+            if not ends or ends[-1] == "opened":
                 raise SelfloopError(
                     f"the test split {self.path} is sealed until {run.path} has finished: "
                     "a loop that can read its test questions proves nothing")

@@ -73,9 +73,10 @@ class Learner:
             self._put(now)
 
     def restart(self) -> None:
-        """Back to the seed's weights, with a fresh optimizer."""
+        """Back to the seed: its weights as version 0, a fresh optimizer, nothing else published."""
         self._put(self._seed)
         self.reset_optimizer()
+        self.version, self._published = 0, {}
 
     # -- scoring ----------------------------------------------------------------------------
 
@@ -163,12 +164,12 @@ class Learner:
                     entropy.append(torch.cat(entropies[at:upto]))
                 at = upto
             branches[name] = _scored(name, parts, entropy, [r[name] for r in rows], index, known)
-        weight_B = torch.tensor([s.weight for s in signals])
         answer = branches.get("answer")
+        like = {"dtype": logps[0].dtype, "device": logps[0].device}
         return Batch(
-            tuple(signals), branches, weight_B,
+            tuple(signals), branches, torch.tensor([s.weight for s in signals], **like),
             _advantages(signals, answer) if answer is not None else None,
-            torch.tensor([s.margin if isinstance(s, Pair) else 0.0 for s in signals]),
+            torch.tensor([s.margin if isinstance(s, Pair) else 0.0 for s in signals], **like),
         )
 
     def optim_step(self, optim: Optim, lr: float) -> dict[str, float]:
@@ -229,9 +230,10 @@ class Learner:
         if moments:
             optimizer = self._adamw(Optim())
             for name, parameter in self.policy.trainable().items():
-                optimizer.state[parameter] = {
-                    key: moments[f"{key}/{name}"] for key in ("step", "exp_avg", "exp_avg_sq")
-                    if f"{key}/{name}" in moments}
+                optimizer.state[parameter] = {  # AdamW keeps its step counts on the CPU
+                    key: found if key == "step" else found.to(parameter.device)
+                    for key in ("step", "exp_avg", "exp_avg_sq")
+                    if (found := moments.get(f"{key}/{name}")) is not None}
 
 
 def _contiguous(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -260,20 +262,20 @@ def _scored(name: str, parts: list[Any], entropy: list[Any], rows: list[list[Row
             index: list[int], known: Known) -> Scored:
     mask_BT = _padded([torch.ones_like(p) for p in parts]).detach()
 
-    def given(what: str) -> Any | None:
+    def given(what: str, otherwise: Sequence[Any] = ()) -> Any | None:
         table = known.get(what, {})
         found = [table.get((i, name)) for i in index]
+        if otherwise:
+            found = [o if f is None else f for f, o in zip(found, otherwise, strict=True)]
         if any(f is None for f in found):
             return None
-        return _padded([torch.tensor(f, dtype=parts[0].dtype) for f in found])
+        return _padded([torch.tensor(f, dtype=parts[0].dtype, device=parts[0].device)
+                        for f in found])
 
-    old_BT = given("old")
     drawn = [None if any(r.drawn is None for r in rs) else [x for r in rs for x in r.drawn or ()]
              for rs in rows]
-    if old_BT is None and all(d is not None for d in drawn):
-        old_BT = _padded([torch.tensor(d, dtype=parts[0].dtype) for d in drawn])
-    return Scored(_padded(parts), mask_BT, old_BT, given("reference"), given("teacher"),
-                  _padded(entropy) if entropy else None)
+    return Scored(_padded(parts), mask_BT, given("old", drawn), given("reference"),
+                  given("teacher"), _padded(entropy) if entropy else None)
 
 
 def _advantages(signals: Sequence[AnySignal], answer: Scored) -> Any:
@@ -285,8 +287,8 @@ def _advantages(signals: Sequence[AnySignal], answer: Scored) -> Any:
         if isinstance(value, tuple) and len(value) != length:
             raise SelfloopError(
                 f"sample {signal.sample}: {len(value)} token advantages for {length} tokens")
-        rows.append(torch.tensor(value) if isinstance(value, tuple) else
-                    torch.full((length,), float(value)))
+        spread = value if isinstance(value, tuple) else (float(value),) * length
+        rows.append(torch.tensor(spread, dtype=mask_T.dtype, device=mask_T.device))
     padded_BT = _padded(rows)
     return torch.nn.functional.pad(padded_BT, (0, answer.mask_BT.shape[1] - padded_BT.shape[1]))
 

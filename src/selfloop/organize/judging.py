@@ -94,9 +94,10 @@ def _by_group(verifier: Verifier, group: Group, scope: str) -> Any:
             found = await value if inspect.isawaitable(value) else value
             if isinstance(found, Group):
                 return found.model_copy(update={"sample": group.sample})
-            return group.model_copy(update={
-                "verdicts": tuple(as_verdict(v, name) for v in found)
-            })
+            verdicts = tuple(as_verdict(v, name) for v in found)
+            if len(verdicts) != len(group.rollouts):
+                raise ValueError(f"{len(verdicts)} verdicts for {len(group.rollouts)} rollouts")
+            return group.model_copy(update={"verdicts": verdicts})
         except Exception as error:
             return group.model_copy(update={"verdicts": tuple(
                 failure(name, r.id, group.sample.id, error) for r in group.rollouts

@@ -29,7 +29,8 @@ def dpo(verifier: Verifier, metric: Verifier | None = None, *, n: int = 8,
         sampler=Independent(n=n, temperature=temperature, max_new_tokens=max_new_tokens),
         learn={"solver": Learn(
             organizer=Chain(maker=Views(maker, severity=views, copies=copies) if views else maker),
-            loss=loss, optim=Optim(lr=lr, updates=updates, epochs=epochs, batch=batch))},
+            loss=loss, optim=Optim(lr=lr, updates=updates, epochs=epochs, batch=batch,
+                        schedule="cosine", warmup=5))},
         evaluation=Evaluation(metric=metric or verifier, sampling=Sampling(
             temperature=0.0, max_new_tokens=max_new_tokens)),
         iterations=iterations, samples=samples, seed=seed)

@@ -28,7 +28,8 @@ def star(verifier: Verifier, metric: Verifier | None = None, *, n: int = 8,
         learn={"solver": Learn(
             organizer=Chain(maker=Views(maker, severity=views, copies=copies) if views else maker),
             loss=SFT(),
-            optim=Optim(lr=lr, updates=updates, epochs=epochs, batch=batch, start=start),
+            optim=Optim(lr=lr, updates=updates, epochs=epochs, batch=batch,
+                        schedule="cosine", warmup=5, start=start),
         )},
         evaluation=Evaluation(metric=metric or verifier, sampling=Sampling(
             temperature=0.0, max_new_tokens=max_new_tokens)),

@@ -21,7 +21,8 @@ def supervised(metric: Verifier, *, labels: str = "rationale", iterations: int =
         name=f"supervised-{labels}",
         learn={"solver": Learn(
             organizer=Chain(maker=Views(maker, severity=views, copies=copies) if views else maker),
-            loss=SFT(), optim=Optim(lr=lr, updates=updates, epochs=epochs, batch=batch))},
+            loss=SFT(), optim=Optim(lr=lr, updates=updates, epochs=epochs, batch=batch,
+                        schedule="cosine", warmup=5))},
         evaluation=Evaluation(metric=metric, sampling=Sampling(
             temperature=0.0, max_new_tokens=max_new_tokens)),
         gate=None, iterations=iterations, samples=samples, seed=seed)

@@ -71,7 +71,10 @@ def _against(arm: str, summary: Mapping[str, Any]) -> tuple[str, tuple[str, str]
 
 def claim(found: Findings) -> str:
     """The proof's own verdict, with the arms by the names that the page uses."""
-    said = str((found.summary or {}).get("words", ""))
+    summary = found.summary or {}
+    said = str(summary.get("words", ""))
+    if any(arm not in summary for arm in ARMS if arm not in REFERENCES):
+        said = said.replace("above every arm,", "above every arm that was run,")
     for arm in ("control_steps", "control_flops", "shuffled", "supervised_on_answers"):
         said = said.replace(f"beat {arm} ", f"beat “{SAYS[arm][0]}” ")
     return said.replace(" -> ", " → ").replace(" -", " −").replace("[-", "[−")
