@@ -54,7 +54,7 @@ def main() -> None:
         evaluation=Evaluation(metric=exact, sampling=Sampling(temperature=0, max_new_tokens=4)),
         iterations=2,
     )
-    engine = ToyEngine("0 1 2 3 4".split())
+    engine = ToyEngine(list("01234"))
     for iteration in run(loop, samples, engine, "runs/own-sampler", dev=samples):
         print(iteration.decision.why)
     assert not loop.labels_read, "this loop reads no label while it trains"

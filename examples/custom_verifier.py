@@ -34,7 +34,7 @@ def main() -> None:
     two_digits = evens.filter(lambda sample: len(str(sample.meta["digits"])) == 2).take(16)
 
     # The toy engine knows only what it is given: so it starts from a little gold.
-    engine = ToyEngine("0 1 2 3 4 5 6 7 8 9 =".split(), positions=5, contexts=2048)
+    engine = ToyEngine(list("0123456789="), positions=5, contexts=2048)
     warm = supervised(exact, labels="rationale", iterations=1, updates=12, lr=0.15, views=0.0)
     run(warm, two_digits, engine, "runs/warm")
 

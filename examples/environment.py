@@ -43,7 +43,7 @@ def main() -> None:
                                optim=Optim(lr=0.15, batch=1024, whole_groups=True))},
         iterations=2, steps=6, save_every=6,
     )
-    run(loop, samples, ToyEngine("0 1 2 3 4".split(), contexts=2048), "runs/environment")
+    run(loop, samples, ToyEngine(list("01234"), contexts=2048), "runs/environment")
 
     folder = RunFolder("runs/environment")
     for step in (0, 11):

@@ -100,5 +100,6 @@ def test_named_commands_exist():
 def test_make_targets_exist():
     made = (HOME / "Makefile").read_text(encoding="utf-8")
     for page in PAGES:
-        for target in set(re.findall(r"(?:^|`)make ([a-z]+)\b", page.read_text(encoding="utf-8"), re.M)):
+        named = re.findall(r"(?:^|`)make ([a-z]+)\b", page.read_text(encoding="utf-8"), re.M)
+        for target in set(named):
             assert re.search(rf"^{target}:", made, re.M), f"{page.name}: make {target}"

@@ -18,7 +18,6 @@ from selfloop.optimize.losses.sft import SFT
 from selfloop.roles import SelfloopError
 from selfloop.types import Advantage, Branch, Context, Demonstration, Distill, Pair
 
-torch.set_default_dtype(torch.float32)
 LN2 = math.log(2)
 X = Branch(context=Context(prompt=()), text="x")
 
@@ -118,7 +117,7 @@ def test_grpo_at_ratio_one_is_minus_the_mean_advantage_and_its_gradient_is_reinf
     advantage = torch.randn(6, generator=rng, dtype=torch.float64)[:, None] * mask
     found = batch({"answer": Scored(logp, mask, old_BT=logp.detach())}, 6, advantage=advantage)
     value = total(GRPO(), found, {"policy": mask.sum()})
-    assert float(value) == pytest.approx(-float((advantage * mask).sum() / mask.sum()))
+    assert float(value.detach()) == pytest.approx(-float((advantage * mask).sum() / mask.sum()))
     value.backward()
     assert torch.allclose(logp.grad, -advantage * mask / mask.sum())
 
@@ -132,7 +131,7 @@ def test_grpo_clips_what_has_gone_far_enough_and_nothing_else(ratio, advantage, 
     found = batch({"answer": Scored(logp, torch.ones(1, 1), old_BT=torch.zeros(1, 1))}, 1,
                   advantage=[[advantage]])
     value = GRPO(clip_low=0.2, clip_high=0.28)(found)["policy"][1]
-    assert float(value) == pytest.approx(-gain)
+    assert float(value.detach()) == pytest.approx(-gain)
     value.backward()
     assert bool(logp.grad.abs().sum() > 0) == alive
 
@@ -292,8 +291,8 @@ def trl_grpo(trl, kind, logp, old, ref, advantage, mask) -> float:
         "current_gradient_accumulation_steps": 1, "use_vllm": False, "tools": None,
         "off_policy_mask_threshold": None, "_metrics": defaultdict(lambda: defaultdict(list)),
         "accelerator": SimpleNamespace(gather=lambda x: x, num_processes=1,
-                                       gather_for_metrics=lambda x: x),
-        "_get_per_token_logps_and_entropies": lambda *a, **k: (logp, torch.zeros_like(logp)),
+                                       reduce=lambda x, reduction: x),
+        "_get_per_token_logps_and_entropies": lambda *a, **k: (logp, torch.zeros_like(logp), None),
     }.items():
         setattr(stub, name, value)
     inputs = {"prompt_ids": torch.zeros(rows, 1).long(), "prompt_mask": torch.ones(rows, 1).long(),
@@ -302,7 +301,7 @@ def trl_grpo(trl, kind, logp, old, ref, advantage, mask) -> float:
               "num_items_in_batch": mask.sum()}
     try:
         return float(trl.GRPOTrainer._compute_loss(stub, stub.model, inputs))
-    except (AttributeError, TypeError, KeyError) as error:
+    except (AttributeError, TypeError, KeyError, ValueError) as error:
         pytest.skip(f"this TRL's _compute_loss wants more than the stub has: {error!r}")
 
 

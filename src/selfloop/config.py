@@ -292,5 +292,7 @@ def build_engine(config: RunConfig) -> Engine:
     from selfloop.engines.hf import HFEngine, LoRA
 
     lora = LoRA(**config.lora.model_dump()) if config.lora else None
-    return HFEngine(config.model_path, lora=lora, dtype=config.dtype, device=config.device,
-                    threads=config.threads)
+    engine = HFEngine(config.model_path, lora=lora, dtype=config.dtype, device=config.device,
+                      threads=config.threads)
+    engine.name = config.model  # "embedded" means the same on every machine, its path does not
+    return engine

@@ -87,7 +87,9 @@ def make_engine() -> Engine:
     """The embedded seed model in the Hugging Face engine, on one thread."""
     from selfloop.engines.hf import HFEngine
 
-    return HFEngine(str(SEED), threads=1)
+    engine = HFEngine(str(SEED), threads=1)
+    engine.name = "embedded"
+    return engine
 
 
 def data(folder: Path, scale: Scale) -> dict[str, Path]:

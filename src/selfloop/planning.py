@@ -110,16 +110,19 @@ def suggested(config: RunConfig, method: str, probed: Probed) -> dict[str, Any]:
     """
     takes = options_of(method)
     found: dict[str, Any] = {}
+    tiny = probed.machine.get("parameters", math.inf) < TINY
     if "lr" in takes and method in _TINY_RATE:
         default = takes["lr"].default
-        if probed.machine.get("parameters", math.inf) < TINY:
+        if tiny:
             found["lr"] = _TINY_RATE[method]
         elif config.lora is not None:
             found["lr"] = default * 10
+    if tiny and "copies" in takes:
+        found["copies"] = 2
     if "updates" in takes and "epochs" not in config.options:
         loop = build_loop(settled(config, method, {}))
         batch = next(iter(loop.learn.values())).optim.batch
-        found["updates"] = max(40, min(400, round(_PASSES * _signals(loop, probed) / batch)))
+        found["updates"] = max(120 if tiny else 40, min(400, round(_PASSES * _signals(loop, probed) / batch)))
     if method == "supervised":
         found |= labels_of(config)
     return {name: value for name, value in found.items() if name not in config.options}

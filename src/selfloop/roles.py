@@ -172,6 +172,8 @@ class Engine(Protocol):
     """Of: images, forced_prefix, stop, history, learn."""
     version: int
     """The policy version that the current weights are."""
+    name: str
+    """What it was made from: a model folder, a hub id, "embedded"."""
 
     def bind(self, open_media: Callable[..., Any]) -> None:
         """Give the engine the reader that turns a Media into a PIL picture."""

@@ -16,6 +16,7 @@ from typing import Any
 import selfloop
 from selfloop import stepping
 from selfloop.doors import engine_for
+from selfloop.data import save
 from selfloop.evaluate.answering import evaluate
 from selfloop.evaluate.answers import Answer, accuracy, read, write
 from selfloop.loop import Loop
@@ -70,27 +71,29 @@ class Run:
         mend_log(self.folder.path / "events.jsonl")
         for engine in self._distinct():
             engine.bind(self.library.open)
-        described = {
+        described: dict[str, Any] = {
             "loop": self.loop.described(), "fingerprint": self.loop.fingerprint(),
             "data": digest([s.id for s in self.samples]), "dev": digest([s.id for s in self.dev]),
             "engines": {role: engine.fingerprint() for role, engine in self.engines.items()},
         }
+        about = {**described, "printed": repr(self.loop), "selfloop": selfloop.__version__,
+                 "model": next(iter(self.engines.values())).name}
         found = self.folder.json("loop.json")
         if found is None:
-            put_json(self.folder.path / "loop.json", {
-                **described, "printed": repr(self.loop), "selfloop": selfloop.__version__})
+            put_json(self.folder.path / "loop.json", about)
         elif _only_verifier_mended(found, described) and self.folder.manifest(0) is None:
             # nothing was judged yet: the stored rollouts wait for the mended verifier
             if found["loop"]["evaluation"] != described["loop"]["evaluation"]:
                 (self.folder.iteration("seed") / "answers.parquet").unlink(missing_ok=True)
-            put_json(self.folder.path / "loop.json", {
-                **described, "printed": repr(self.loop), "selfloop": selfloop.__version__})
+            put_json(self.folder.path / "loop.json", about)
             self.tell("verifier replaced")
         else:
             _same(found, described, self.folder.path)
         for engine in self._distinct():
             engine.restart()  # an engine that has learned elsewhere starts from its seed again
             engine.publish(0, self.loop.max_staleness)
+        if self.dev and not (self.folder.path / "dev.jsonl").exists():
+            save(self.dev, self.folder.path / "dev.jsonl")  # the report shows what was asked
         if not self.folder.checkpoints():
             self._checkpoint(0)
         if done := self.folder.iterations():  # a kill may have come before this
@@ -200,10 +203,11 @@ class Run:
         decision = self._decide(index, best, answers)
         iteration = stepping.summary(self, index, decision, best, _dev_figures(answers))
         if decision.action == "promote":
-            def save(aside: Path) -> None:
+            def best_of(aside: Path) -> None:
                 for name, engine in self._named():
                     engine.save(aside / name)
-            put_folder(self.folder.path / "best", save)
+                put_json(aside / "manifest.json", {"version": version})
+            put_folder(self.folder.path / "best", best_of)
         put_json(folder / "iteration.json", iteration.model_dump(mode="json"))
         self.tell("decided", iteration=index, action=decision.action, why=decision.why,
                   **_dev_figures(answers))

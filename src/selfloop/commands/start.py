@@ -101,5 +101,5 @@ def init(
     if json:
         put_json({**dataclasses.asdict(prepared), "verifier": prepared.verifier, "run": path})
         return
-    say(prepared.summary())
+    say(prepared.summary().replace("give task=", "give --task"))
     tell(f"wrote {path}; next: selfloop probe" + ("" if out == Path(".") else f" {path}"))

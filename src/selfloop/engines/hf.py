@@ -42,6 +42,7 @@ class HFEngine(Learner):
                  freeze: tuple[str, ...] = ()) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
+        self.name = str(model)
         self.loaded = load(model, lora=lora, dtype=dtype, device=device, freeze=freeze)
         self.lora, self.frozen, self.max_batch_tokens = lora, freeze, max_batch_tokens
         self.model, self.processor = self.loaded.model, self.loaded.processor

@@ -33,6 +33,7 @@ class ToyEngine:
     """
 
     supports = frozenset({"images", "forced_prefix", "history", "learn"})
+    name = "toy"
 
     def __init__(self, words: Sequence[str] = WORDS, *, contexts: int = 128, positions: int = 6,
                  seed: int = 0, scale: float = 0.5) -> None:
@@ -108,11 +109,12 @@ class ToyEngine:
         never = torch.zeros(self.shape[2], dtype=torch.bool)
         never[[PAD, BOS, IMAGE]] = True
         logp_NV = torch.log_softmax(logits_NV.masked_fill(never, -torch.inf), -1)
-        found = logp_NV.gather(-1, where_N3[:, 2:]).squeeze(-1).split(counts)
+        found = torch.split(logp_NV.gather(-1, where_N3[:, 2:]).squeeze(-1), counts)
         if not entropy:
             return list(found), None
         allowed_NV = logp_NV[:, ~never]
-        return list(found), list((-(allowed_NV.exp() * allowed_NV).sum(-1)).split(counts))
+        return list(found), list(
+            torch.split(-(allowed_NV.exp() * allowed_NV).sum(-1), counts))
 
     def _cells(self, row: Row) -> list[tuple[int, int, int]]:
         """(context, position, token) of every trained token."""

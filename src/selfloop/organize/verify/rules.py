@@ -39,8 +39,16 @@ def _tidy(text: str) -> str:
 
 
 def _normal(text: str) -> str:
-    """Lower case, single spaces, no punctuation at the ends."""
-    return " ".join(text.lower().split()).strip(string.punctuation + " ")
+    """Lower case, single spaces, no punctuation at the ends; what is nothing else stays.
+
+    The minus sign and the point of a number are no punctuation: "-7" is not "7".
+    """
+    plain = " ".join(text.lower().split())
+    bare = plain.strip(string.punctuation + " ")
+    if not bare:
+        return plain
+    sign = re.search(r"-?\.?$", plain[:plain.index(bare)]) if bare[0].isdigit() else None
+    return (sign[0] if sign else "") + bare
 
 
 def _verdict(right: bool | None, parsed: str | None) -> Verdict:
