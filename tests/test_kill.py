@@ -14,88 +14,106 @@ from pathlib import Path
 import pytest
 
 import toyland
-from test_contracts import contents, process
+from test_contracts import contents
 
 HERE = Path(__file__).parent
 
+FORK = """
+import json, os, signal, sys
+from pathlib import Path
+import selfloop.optimize.learner, toyland
+from selfloop import store
 
-def boundaries(name: str, folder: Path, data: Path) -> list[str]:
-    """What an uninterrupted run writes, in order, one line a boundary."""
-    trace = folder.with_name(f"{folder.name}.trace")
-    code = ("import toyland, sys; from pathlib import Path; "
-            "toyland.perform(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))")
-    subprocess.run([sys.executable, "-c", code, name, str(folder), str(data)], check=True, cwd=HERE,
-                   env={**os.environ, "OMP_NUM_THREADS": "1", "SELFLOOP_TRACE_WRITES": str(trace)})
-    return trace.read_text().splitlines()
+name, data, jobs = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
+written = []
+
+def perform(folder, moment):
+    plain, put = store.boundary, []
+    def boundary(kind):
+        plain(kind)
+        put.append(kind)
+        if moment == len(put) or moment == kind:
+            os.kill(os.getpid(), signal.SIGKILL)
+    store.boundary = boundary
+    toyland.perform(name, Path(folder), data)
+    Path(folder + ".trace").write_text("\\n".join(put))
+
+ends = []
+for folder, moment in jobs:
+    child = os.fork()  # torch is imported once; no thread has been started yet
+    if not child:
+        try:
+            perform(folder, moment)
+            os._exit(0)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr)
+            os._exit(1)
+    ends.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+print(json.dumps(ends))
+"""
+KILLED, DONE = -signal.SIGKILL, 0
+
+
+def perform(name: str, data: Path, jobs: list[tuple[Path, int | str | None]]) -> list[int]:
+    """Run a contract in each folder, one after the other, each in a process of its own; killed at
+    its k-th write boundary, at the first of a name, or not at all. Returns the exit codes."""
+    found = subprocess.run(
+        [sys.executable, "-c", FORK, name, str(data), json.dumps([(str(f), k) for f, k in jobs])],
+        cwd=HERE, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        check=False)
+    assert found.returncode == 0, found.stderr
+    return list(json.loads(found.stdout.splitlines()[-1]))
 
 
 @pytest.fixture
 def reference(request, tmp_path):
-    toyland.samples(tmp_path / "data", 18)  # so that no run writes pictures
-    found = boundaries(request.param, tmp_path / "whole", tmp_path / "data")
-    return request.param, contents(tmp_path / "whole"), found
+    """(contract, its data, everything an uninterrupted run leaves, its write boundaries)."""
+    data, folder = tmp_path / "data", tmp_path / "whole"
+    toyland.samples(data, 18)  # so that no run writes pictures
+    assert perform(request.param, data, [(folder, None)]) == [DONE]
+    return request.param, data, contents(folder), Path(f"{folder}.trace").read_text().splitlines()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("reference", ["mixture", "stale"], indirect=True)
 def test_killed_at_every_write_boundary_and_resumed(reference, tmp_path):
-    name, whole, found = reference
+    name, data, whole, found = reference
     assert len(found) > 60
-    for moment in range(1, len(found) + 1):
-        folder = tmp_path / f"killed-{moment}"
-        assert process(name, folder, tmp_path / "data", moment) == -signal.SIGKILL
-        assert process(name, folder, tmp_path / "data") == 0
-        assert contents(folder) == whole, f"killed at {found[moment - 1]!r}"
+    moments = {k: tmp_path / f"killed-{k}" for k in range(1, len(found) + 1)}
+    ends = perform(name, data, [(f, m) for k, f in moments.items() for m in (k, None)])
+    assert ends == [KILLED, DONE] * len(found)
+    wrong = [found[k - 1] for k, folder in moments.items() if contents(folder) != whole]
+    assert not wrong, f"another end after a kill at {wrong}"
 
 
-# What the default run can afford of the above: the kills of one run, each resumed into the next.
 @pytest.mark.parametrize("reference", ["stale"], indirect=True)
-def test_killed_again_and_again_in_one_folder(reference, tmp_path):
-    name, whole, found = reference
-    interesting = ("within loop.json", "within rollouts-0001.parquet", "before verdicts-0000.parquet",
-                   "after signals-solver-0000.parquet", "within manifest.json", "within 000002/",
-                   "after learned.json", "before iteration.json", "after iteration.json")
-    lines = [line.split(" ", 1)[1] for line in found]
-    folder, killed = tmp_path / "often", 0
-    for kind in interesting:
-        assert kind in lines, f"no run writes {kind!r} any more"
-        killed += kill_when(name, folder, tmp_path / "data", kind)
-    assert killed >= 6
-    assert process(name, folder, tmp_path / "data") == 0
-    assert contents(folder) == whole
+def test_killed_once_at_every_kind_of_write(reference, tmp_path):
+    """What the default run can afford of the above; and all kills in one folder, one by one."""
+    name, data, whole, found = reference
+    kinds = ("within loop.json", "within rollouts-0001.parquet", "before verdicts-0000.parquet",
+             "after signals-solver-0000.parquet", "within manifest.json", "within 000002/",
+             "after learned.json", "before iteration.json", "after iteration.json")
+    assert set(kinds) <= set(found), "a run no longer writes what this test kills it at"
+    often = tmp_path / "often"
+    alone = {kind: tmp_path / f"once-{i}" for i, kind in enumerate(kinds)}
+    ends = perform(name, data, [*((often, kind) for kind in kinds), (often, None),
+                                *((f, m) for kind, f in alone.items() for m in (kind, None))])
+    assert ends.count(KILLED) >= 15 and ends[len(kinds)] == DONE
+    assert ends[len(kinds) + 1:] == [KILLED, DONE] * len(kinds)
+    assert contents(often) == whole
+    assert [kind for kind, folder in alone.items() if contents(folder) != whole] == []
 
 
-def test_killed_after_the_last_word_nothing_is_left_over(tmp_path):
+@pytest.mark.parametrize("reference", ["stale"], indirect=True)
+def test_killed_after_the_last_word_nothing_is_left_over(reference, tmp_path):
     """The old checkpoints go only after iteration.json: a kill in between must not keep them."""
-    toyland.samples(tmp_path / "data", 18)
-    found = boundaries("stale", tmp_path / "whole", tmp_path / "data")
-    last = max(i for i, line in enumerate(found, 1) if line.endswith("after iteration.json"))
-    assert process("stale", tmp_path / "cut", tmp_path / "data", last) == -signal.SIGKILL
-    assert contents(tmp_path / "cut") != contents(tmp_path / "whole"), "or this tests nothing"
-    assert process("stale", tmp_path / "cut", tmp_path / "data") == 0
-    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
-
-
-KILLER = """
-import os, signal, sys
-from pathlib import Path
-import toyland
-from selfloop import store
-whole = store.boundary
-def boundary(name):
-    whole(name)
-    if name == sys.argv[4]:
-        os.kill(os.getpid(), signal.SIGKILL)
-store.boundary = boundary
-toyland.perform(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
-"""
-
-
-def kill_when(name: str, folder: Path, data: Path, kind: str) -> bool:
-    """Kill the run the next time it comes to such a boundary; whether it came to one."""
-    return subprocess.run(
-        [sys.executable, "-c", KILLER, name, str(folder), str(data), kind], cwd=HERE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False).returncode == -signal.SIGKILL
+    name, data, whole, found = reference
+    last = max(i for i, kind in enumerate(found, 1) if kind == "after iteration.json")
+    cut = tmp_path / "cut"
+    assert perform(name, data, [(cut, last)]) == [KILLED]
+    assert contents(cut) != whole, "or this tests nothing"
+    assert perform(name, data, [(cut, None)]) == [DONE]
+    assert contents(cut) == whole
 
 
 # -- the Hugging Face engine with the shipped seed weights ---------------------------------------

@@ -110,6 +110,8 @@ def _learn(maker, loss, optim=FAST, **more) -> dict[str, Learn]:
 def loops() -> dict[str, Loop]:
     """Every contract of design.md, section 2, as a loop of two or more steps."""
     dev = Evaluation(metric=exact, sampling=Sampling(temperature=0.0, max_new_tokens=4))
+    episodes = Evaluation(metric=EnvironmentReturn(), sampler=EnvSampler(
+        TwoTurns, n=1, max_turns=3, max_new_tokens=3, temperature=0.0))
     draw = Independent(**SHORT)
     shared = {"evaluation": dev, "gate": Gate(), "iterations": 2, "steps": 2, "samples": 8,
               "shard": 4}
@@ -117,7 +119,8 @@ def loops() -> dict[str, Loop]:
     return {
         "environment": Loop(name="environment", sampler=EnvSampler(TwoTurns, n=4, max_turns=3,
                             max_new_tokens=3), verifier=EnvironmentReturn(),
-                            learn=_learn(GroupAdvantage(), GRPO(kl=0.01, entropy=0.001)), **shared),
+                            learn=_learn(GroupAdvantage(), GRPO(kl=0.01, entropy=0.001)),
+                            **{**shared, "evaluation": episodes}),
         "mdpo": Loop(name="mdpo", sampler=draw, verifier=paid,
                      learn=_learn(BestWorst(corrupted="crop"), MDPO()), **shared),
         "proposer": Loop(name="proposer", sampler=ProposeAndSolve(), verifier=propose_score, learn={

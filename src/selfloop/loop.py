@@ -49,6 +49,8 @@ class Evaluation:
     metric: Verifier
     """Judges greedy answers; the only place where dev labels are read."""
     sampling: Sampling = Sampling(temperature=0.0, max_new_tokens=64)
+    sampler: Sampler | None = None
+    """How a dev question is answered, where one turn is not enough: an EnvSampler with n=1."""
     no_image: bool = True
     """Also answer with the pictures taken out, to see what the text alone gives away."""
     draws: int = 0
@@ -102,6 +104,8 @@ class Loop:
         for role, how in self.learn.items():
             check_call("organizer", how.organizer, ORGANIZER_OFFERED)
             self._check_learn(role, how)
+        if self.evaluation is not None and self.evaluation.sampler is not None:
+            check_call("sampler", self.evaluation.sampler, drawing.OFFERED)
         if self.gate is not None and self.evaluation is None:
             object.__setattr__(self, "gate", None)
         self.described()  # refuses what has no stable name

@@ -122,7 +122,8 @@ def suggested(config: RunConfig, method: str, probed: Probed) -> dict[str, Any]:
     if "updates" in takes and "epochs" not in config.options:
         loop = build_loop(settled(config, method, {}))
         batch = next(iter(loop.learn.values())).optim.batch
-        found["updates"] = max(120 if tiny else 40, min(400, round(_PASSES * _signals(loop, probed) / batch)))
+        passes = round(_PASSES * _signals(loop, probed) / batch)
+        found["updates"] = max(120 if tiny else 40, min(400, passes))
     if method == "supervised":
         found |= labels_of(config)
     return {name: value for name, value in found.items() if name not in config.options}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -42,6 +43,7 @@ def export(
 ) -> None:
     """The best model as a folder that plain transformers loads, with a model card."""
     found = run_folder(run)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when transformers loads
     from selfloop.export import export as write
 
     path = write(found, out or found / "export", merge=merge, model=model, version=version)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from selfloop.collect.drawing import draw
 from selfloop.doors import Doors
 from selfloop.evaluate.answers import Answer
 from selfloop.loop import Evaluation, Loop
@@ -20,6 +21,8 @@ def evaluate(loop: Loop, samples: Sequence[Sample], engines: Mapping[str, Engine
     """The loop's evaluation of one version: greedy, without pictures, and draws if asked."""
     how = loop.evaluation
     assert how is not None  # the caller has one
+    if how.sampler is not None:
+        return _played(how, samples, engines, version, loop.seed)
     found = answer(samples, engines, version, how.metric, how.sampling, arm="greedy",
                    seed=loop.seed)
     if how.no_image:
@@ -28,6 +31,19 @@ def evaluate(loop: Loop, samples: Sequence[Sample], engines: Mapping[str, Engine
     if how.draws:
         found += answer(samples, engines, version, how.metric, drawing(how), n=how.draws,
                         arm="draws", seed=loop.seed)
+    return found
+
+
+def _played(how: Evaluation, samples: Sequence[Sample], engines: Mapping[str, Engine],
+            version: int, seed: int) -> list[Answer]:
+    """Dev questions answered by a sampler of their own: whole episodes, tools, several turns."""
+    found: list[Answer] = []
+    for at in range(0, len(samples), SHARD):
+        doors = Doors(engines, version, f"{seed}/evaluate/greedy")
+        groups = draw(how.sampler, list(samples[at:at + SHARD]), doors, {})
+        for group in judge(how.metric, groups, doors).groups:
+            found += [_answer(group.sample, r, v, i, "greedy", seed)
+                      for i, (r, v) in enumerate(zip(group.rollouts, group.verdicts, strict=True))]
     return found
 
 

@@ -35,7 +35,7 @@ def final_answer(text: str) -> str | None:
 
 def _tidy(text: str) -> str:
     lines = [line for line in text.strip().splitlines() if line.strip()]
-    return lines[-1].strip().strip(".").strip() if lines else ""
+    return lines[-1].strip().rstrip(".").strip() if lines else ""
 
 
 def _normal(text: str) -> str:
