@@ -28,7 +28,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("selfloop.recipes", "selfloop.report"),
     ("selfloop.proof", "selfloop.export", "selfloop.config", "selfloop.probing",
      "selfloop.planning", "selfloop.methods", "selfloop.checking", "selfloop.progress", "selfloop.sinks"),
-    ("selfloop.demo", "selfloop.proving"),
+    ("selfloop.demo", "selfloop.proving", "selfloop.own_proof"),
     ("selfloop.cli", "selfloop.commands"),
 ]
 """From the bottom up: a module imports from its own layer and from those before it."""

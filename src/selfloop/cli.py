@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 import selfloop
-from selfloop.commands import after, before, running, start
+from selfloop.commands import after, before, proving, running, start
 from selfloop.commands.output import AsJson, one_line, put_json, say, tell
 
 WELCOME = """\
@@ -25,7 +25,7 @@ Your first half hour, on your own pictures:
   selfloop show RUN                            what came of it, down to one sample
 
 Before:  selfloop demo (the whole loop, no download)   selfloop doctor [MODEL]
-Beside:  selfloop check    selfloop export RUN    selfloop report RUN    selfloop version
+Beside:  selfloop check    selfloop prove    selfloop export RUN    selfloop report RUN
 `selfloop COMMAND --help` says more.
 """
 
@@ -87,5 +87,5 @@ def version(json: AsJson = False) -> None:
 
 
 for command in (start.demo, start.doctor, start.init, before.probe, before.plan, before.check,
-                running.run, after.show, after.export, after.report):
+                running.run, proving.prove, after.show, after.export, after.report):
     main.command()(command)

@@ -15,8 +15,8 @@ from typing import Any
 
 import selfloop
 from selfloop import stepping
-from selfloop.doors import engine_for
 from selfloop.data import save
+from selfloop.doors import engine_for
 from selfloop.evaluate.answering import evaluate
 from selfloop.evaluate.answers import Answer, accuracy, read, write
 from selfloop.loop import Loop

@@ -36,7 +36,7 @@ def run(
     path, overrides = split_args(given)
     overrides += [f"budget={budget}"] if budget is not None else []
     overrides += [f"out=runs/{name}"] if name is not None else []
-    config = _settled(load_config(path, overrides))
+    config = settled_config(load_config(path, overrides))
     loop, data = build_loop(config), load_data(config)
     if loop.gate is not None and not data.dev:
         raise SelfloopError(f"{path}: data.dev is missing, but the gate decides on it: give one, "
@@ -54,18 +54,25 @@ def run(
     _print(config, done)
 
 
-def _settled(config: RunConfig) -> RunConfig:
-    """With method auto: the plan's method and options, probing first if nobody has."""
-    from selfloop.planning import labels_of, plan, settled
+def settled_config(config: RunConfig) -> RunConfig:
+    """With method auto: the plan's method and options, probing first if nobody has. A method
+    that is named gets the options that suit the probed model, where run.yaml sets none."""
+    from selfloop.methods import METHODS
+    from selfloop.planning import labels_of, plan, settled, suggested
 
     if config.method == "supervised" and "labels" not in config.options:
         return settled(config, config.method, labels_of(config))
-    if config.method != "auto":
-        return config
     from selfloop.probing import probe, stored
     from selfloop.roles import SelfloopError
 
     probed = stored(config)
+    if config.method != "auto":
+        if probed is None or config.method not in METHODS:
+            return config
+        options = suggested(config, config.method, probed)
+        tell("options by the probe: " + (", ".join(f"{k}={v}" for k, v in options.items())
+                                         or "none"))
+        return settled(config, config.method, options)
     if probed is None:
         tell("method: auto, and no probe of this model and data yet: probing first")
         probed = probe(config, tell=tell)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -24,16 +24,10 @@ def demo(
     if json:
         put_json(summary)
         return
-    table([(name, _shown(value)) for name, value in summary.items()])
+    from selfloop.commands.proving import print_summary
+
+    print_summary(summary)
     say(f"report: {folder / 'report.html'}")
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_shown(v) for v in value) + "]"
-    return str(value)
 
 
 def doctor(
