@@ -77,7 +77,8 @@ def test_mdpo_pairs_have_three_branches_and_the_cropped_one_differs(whole):
     pair = RunFolder(folder).signals(0, "solver")[0]
     assert set(pair.branches) == {"chosen", "rejected", "corrupted"}
     assert pair.branches["corrupted"].context.media[0].ops[0].name == "crop"
-    assert pair.branches["corrupted"].turns[0].token_ids == pair.branches["chosen"].turns[0].token_ids
+    corrupted, chosen = pair.branches["corrupted"], pair.branches["chosen"]
+    assert corrupted.turns[0].token_ids == chosen.turns[0].token_ids
 
 
 def test_both_roles_of_self_play_learn(whole):
@@ -104,7 +105,7 @@ def test_another_wave_was_drawn(whole):
 
 
 def test_save_every_keeps_few_checkpoints_and_learning_improves(whole):
-    folder, iterations = whole["seldom"]
+    _, iterations = whole["seldom"]
     assert iterations[-1].reward > iterations[0].reward
 
 

@@ -52,7 +52,8 @@ def signals(toy, kind: str) -> list:
         a, b = drawn(toy, i, n=2)
         here, there = Branch.drawn(a), Branch.drawn(b)
         found.append({
-            "demonstration": Demonstration(branches={"target": here}, sample=a.sample, weight=1 + i),
+            "demonstration": Demonstration(branches={"target": here}, sample=a.sample,
+                                           weight=1 + i),
             "pair": Pair(branches={"chosen": here, "rejected": there,
                                    "corrupted": Branch.under(asked(i + 20), a)}, sample=a.sample),
             "advantage": Advantage(branches={"answer": here}, advantage=i - 3.0, sample=a.sample),

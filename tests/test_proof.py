@@ -1,4 +1,4 @@
-"""A miniature proof on the digits testbed: every arm, every field, and a test split that is sealed."""
+"""A miniature proof on the digits testbed: every arm, every field, and a sealed test split."""
 
 from __future__ import annotations
 
@@ -176,11 +176,14 @@ FIGURES = {"seed_accuracy": 50.0, "final_accuracy": 60.0, "control_steps": 51.0,
 
 
 @pytest.mark.parametrize(("found", "said", "unsaid"), [
-    (gains(control_steps=(1, 5), testtime_vote=(1, 2), skyline=(-40, -20)), "self-improvement", "not"),
+    (gains(control_steps=(1, 5), testtime_vote=(1, 2), skyline=(-40, -20)),
+     "self-improvement", "not"),
     (gains(control_steps=(1, 5), testtime_vote=(-1, 3)), "amortised inference", "self-improvement"),
-    (gains(control_steps=(-1, 5), testtime_vote=(1, 3)), "does not beat control_steps", "amortised"),
+    (gains(control_steps=(-1, 5), testtime_vote=(1, 3)),
+     "does not beat control_steps", "amortised"),
     (gains(control_steps=(0, 5)), "does not beat control_steps", "self-improvement"),
-    (gains(control_steps=(1, 5), testtime_vote=(-5, -1)), "does not beat testtime_vote", "self-imp"),
+    (gains(control_steps=(1, 5), testtime_vote=(-5, -1)),
+     "does not beat testtime_vote", "self-imp"),
 ])
 def test_words(found, said, unsaid):
     words = proof.verdict(FIGURES, found)

@@ -76,7 +76,7 @@ def test_frozen_and_strict(word):
     name = next(iter(type(word).model_fields))
     with pytest.raises(ValidationError, match="frozen"):
         setattr(word, name, None)
-    with pytest.raises(ValidationError, match="extra|not permitted"):
+    with pytest.raises(ValidationError, match="not permitted"):
         type(word).model_validate({**word.model_dump(), "nonsense": 1})
 
 
@@ -114,7 +114,8 @@ def test_media_identity_is_of_the_pixels():
 
 
 def test_copies_keep_no_stale_identity():
-    assert SEEN.identity and RED.identity and (sample := Sample(prompt=ASKED, media=(RED,))).id
+    sample = Sample(prompt=ASKED, media=(RED,))
+    assert SEEN.identity and RED.identity and sample.id
     assert SEEN.seen_as((BLUE,)).identity == Context(prompt=ASKED, media=(BLUE,)).identity
     assert RED.with_op("crop").identity != RED.identity
     moved = sample.model_copy(update={"media": (BLUE,)})
@@ -138,7 +139,8 @@ def test_lengths_are_checked():
     with pytest.raises(ValidationError, match="loss_mask has 3 entries for 2 token_ids"):
         Turn(token_ids=(1, 2), loss_mask=(1, 1, 1))
     with pytest.raises(ValidationError, match="2 verdicts for 1 rollouts"):
-        Group(sample=Sample(prompt=ASKED, media=(RED,)), rollouts=(DRAWN,), verdicts=(Verdict(),) * 2)
+        Group(sample=Sample(prompt=ASKED, media=(RED,)), rollouts=(DRAWN,),
+              verdicts=(Verdict(),) * 2)
 
 
 def test_verdicts_know_unknown_from_zero():
@@ -173,7 +175,8 @@ def test_a_conversation_cannot_be_moved_under_another_context():
 def test_moving_an_answer_drops_what_no_longer_applies():
     turn = Branch.under(SEEN.seen_as((BLUE,)), DRAWN).turns[0]
     assert turn.token_ids == TURN.token_ids and turn.loss_mask == TURN.loss_mask
-    assert (turn.logprobs, turn.prompt_token_ids, turn.media, turn.temperature) == (None, (), (), 1.0)
+    assert (turn.logprobs, turn.prompt_token_ids, turn.media) == (None, (), ())
+    assert turn.temperature == 1.0
 
 
 def test_saying_something_brings_its_pictures():

@@ -71,7 +71,8 @@ R, W, N = 1.0, 0.0, None
     (exact, "7", "3 4 = 7", R), (exact, "7", "Solution:", W), (exact, "7", "what is the sum ?", W),
     (exact, "12", "1 2", R), (exact, "12", "<answer>12</answer>", R), (exact, "Left", " left. ", R),
     (exact, "7", "77", W), (exact, "7", "-7", W), (exact, 7, "7", R),
-    (exact, "-7", "-7.", R), (exact, "-7", "(-7)", R), (exact, "7", "**7**", R), (exact, "+", "+", R),
+    (exact, "-7", "-7.", R), (exact, "-7", "(-7)", R), (exact, "7", "**7**", R),
+    (exact, "+", "+", R),
     (exact, "+", "*", W), (exact, ".5", ".5", R), (exact, "5", ".5", W), (exact, "7", "$7", R),
     (exact, "7", "0 1 2 3 4 5 6 7 8 9", W), (exact, "two cats", "two  Cats!", R),
     (number, "1234.5", "1,234.5", R), (number, "7", "7.0 kg", R), (number, "-3", "3", W),
@@ -88,7 +89,8 @@ R, W, N = 1.0, 0.0, None
     (yes_no, "no", "not sure", W), (yes_no, "yes", "", W), (yes_no, "yes", "eyes", W),
     (yes_no, "maybe", "yes", N), (yes_no, None, "yes", N), (yes_no, "No", "no!", R),
     (text, ["cat", "kitten"], "Kitten", R), (text, "cat", "a cat", W), (text, "cat", "", W),
-    (text, None, "cat", N), (text, [], "cat", N), (text, ["cat"], "cat kitten", W), (text, 3, "3", R),
+    (text, None, "cat", N), (text, [], "cat", N), (text, ["cat"], "cat kitten", W),
+    (text, 3, "3", R),
 ])
 def test_rules(rule, gold, words, score):
     verdict = rule(said(words), gold)
@@ -139,7 +141,7 @@ def follows(words: str, question: str) -> bool | None:
     (["3 4 = 7"] * 2, "the sum", [None] * 2),                        # too few
     (["3 4 = 7", "3 5 = 8", "1 1 = 2"], "the sum", [None] * 3),      # nobody agrees
     (["7", "7", "7"], "the sum", [None] * 3),                        # no evidence at all
-    (["3 4 = 7"] * 3, "the colour", [None] * 3),                     # cannot tell whether it follows
+    (["3 4 = 7"] * 3, "the colour", [None] * 3),                     # cannot tell if it follows
 ])
 def test_agreement(words, question, scores):
     verdicts = Agreement(evidence, follows)(group(*words, question=question))

@@ -76,8 +76,8 @@ def recipes(seed: int) -> dict[str, Loop]:
         "star": star(CHECKED, exact, n=8, lr=5e-4, views=0.5, copies=3, per_sample=1, **tuned),
         "dpo": dpo(CHECKED, exact, n=8, lr=5e-5, beta=0.1, anchor=0.5, views=0.5, copies=2,
                    **{**tuned, "batch": 32}),
-        "grpo": grpo(CHECKED, exact, n=8, samples=32, iterations=3, steps=40, save_every=20, lr=1e-4,
-                     views=0.5, **common),
+        "grpo": grpo(CHECKED, exact, n=8, samples=32, iterations=3, steps=40, save_every=20,
+                     lr=1e-4, views=0.5, **common),
         "agreement": agreement(Agreement(digits_read, follows), exact, lr=5e-4, views=0.5,
                                copies=2, questions=3, seen=2, **tuned),
     }
@@ -117,8 +117,8 @@ def study(method: str, seed: int, folder: Path, *, scale: Scale = PROOF,
     return Study(
         method=method, seed=seed, loop=recipes(seed)[method], pool=load(files["pool"]),
         dev=load(files["dev"]), labelled=load(files["labelled"]),
-        test=Sealed(files["test"], load), make_engine=make_engine, folder=folder, lr=5e-4, control_lr=1e-4,
-        arms=arms, shared=shared / f"seed{seed}" if shared else None)
+        test=Sealed(files["test"], load), make_engine=make_engine, folder=folder,
+        lr=5e-4, control_lr=1e-4, arms=arms, shared=shared / f"seed{seed}" if shared else None)
 
 
 def demo(folder: str | Path = "runs/demo", *, watch: Watch | None = None,

@@ -197,18 +197,18 @@ def _put(net: Any, tensors: dict[str, Any], source: Path) -> None:
 
 def _adapters(found: Findings, tensors: dict[str, Any], source: Path, aside: Path, base: str,
               merge: bool, role: str) -> None:
-    """A checkpoint of adapters keeps no alpha; promoted adapters of the same run do."""
+    """A checkpoint's adapters under the settings that are stored with them."""
     from peft import LoraConfig, get_peft_model
 
     from selfloop.engines.hf_load import load
 
+    settings = source if (source / _ADAPTER).exists() else _best(found, role)
     try:
-        like: Any = LoraConfig.from_pretrained(str(_best(found, role)))
-    except (SelfloopError, ValueError, OSError):
+        like: Any = LoraConfig.from_pretrained(str(settings))
+    except (ValueError, OSError):
         raise SelfloopError(
-            f"{source} holds LoRA adapters, and their settings are stored only beside promoted "
-            "weights, which this run has none of: load the checkpoint with the run's own engine "
-            "(engine.load_state) and save it (engine.save, engine.save_merged)") from None
+            f"{source} holds LoRA adapters without their {_ADAPTER}: load the checkpoint with the "
+            "run's own engine (engine.load_state) and save it (engine.save)") from None
     loaded = load(_place(base), device="cpu")
     peft: Any = get_peft_model(loaded.model, like)
     _put(loaded.model, tensors, source)

@@ -155,6 +155,12 @@ class HFEngine(Learner):
         """A from_pretrained folder with its processor; with LoRA, the PEFT adapter folder."""
         hf_save.save(self.loaded, Path(folder))
 
+    def save_state(self, folder: Path) -> None:
+        """The learner's state; with LoRA also the adapters' settings, for `selfloop export`."""
+        super().save_state(folder)
+        if self.loaded.peft is not None:
+            hf_save.save_adapter_settings(self.loaded, Path(folder))
+
     def save_merged(self, folder: Path) -> None:
         """Full weights with the adapters merged in (the same as `save` without LoRA)."""
         hf_save.save_merged(self.loaded, Path(folder))

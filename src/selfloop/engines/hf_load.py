@@ -123,7 +123,7 @@ def _load_model(folder: Path, dtype: str) -> Any:
     if wanted is None:
         raise SelfloopError(f"dtype={dtype!r}: expected auto, float32, bfloat16 or float16")
     try:
-        with _no_progress_bars():
+        with no_progress_bars():
             net = auto.from_pretrained(folder, dtype=wanted, use_safetensors=True,
                                        trust_remote_code=False, local_files_only=True)
     except Exception as error:
@@ -141,7 +141,8 @@ def _load_model(folder: Path, dtype: str) -> Any:
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def no_progress_bars() -> Iterator[None]:
+    """Loading and saving say nothing: a run has a progress display of its own."""
     switch: Any = transformers.utils.logging
     shown = switch.is_progress_bar_enabled()
     switch.disable_progress_bar()

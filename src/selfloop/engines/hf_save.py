@@ -4,21 +4,39 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from selfloop.engines.hf_load import Loaded
+from selfloop.engines.hf_load import Loaded, no_progress_bars
 
 
 def save(loaded: Loaded, folder: Path) -> None:
     """Model (or PEFT adapter), processor, chat template and generation config."""
     folder.mkdir(parents=True, exist_ok=True)
-    if loaded.peft is not None:
-        loaded.peft.save_pretrained(folder, safe_serialization=True)
-    else:
-        loaded.model.save_pretrained(folder)
+    with no_progress_bars():
+        if loaded.peft is not None:
+            loaded.peft.save_pretrained(folder, safe_serialization=True)
+            _in_order(folder / "adapter_config.json")
+        else:
+            loaded.model.save_pretrained(folder)
     loaded.processor.save_pretrained(folder)
+
+
+def save_adapter_settings(loaded: Loaded, folder: Path) -> None:
+    """The adapters' settings alone, as PEFT writes them beside adapters."""
+    loaded.peft.peft_config["default"].save_pretrained(str(folder))
+    _in_order(folder / "adapter_config.json")
+
+
+def _in_order(path: Path) -> None:
+    """PEFT lists a set in the order of the process's hash seed; equal settings are equal bytes."""
+    config = json.loads(path.read_text())
+    for name, value in config.items():
+        if isinstance(value, list) and all(isinstance(v, str) for v in value):
+            config[name] = sorted(value)
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def save_merged(loaded: Loaded, folder: Path) -> None:
@@ -29,7 +47,8 @@ def save_merged(loaded: Loaded, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     # Merged on a copy: unmerging again would leave rounding in the weights that go on learning.
     merged = copy.deepcopy(loaded.peft).merge_and_unload()
-    merged.save_pretrained(folder)
+    with no_progress_bars():
+        merged.save_pretrained(folder)
     loaded.processor.save_pretrained(folder)
 
 

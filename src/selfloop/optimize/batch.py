@@ -36,7 +36,8 @@ class Scored:
     def ref_sum_B(self) -> Tensor:
         """Sequence log-prob under the reference. Raises if the loss did not declare it."""
         if self.ref_BT is None:
-            raise ValueError("this loss reads the reference but does not declare needs={'reference'}")
+            raise ValueError(
+                "this loss reads the reference but does not declare needs={'reference'}")
         return (self.ref_BT * self.mask_BT).sum(-1)
 
     @property

@@ -117,7 +117,8 @@ class Learner:
             total = sum(w * x / max(units[name], 1e-12) for name, (w, x) in terms.items())
             self._backward(total, batch)
             for name, (w, x) in terms.items():
-                totals[name] = totals.get(name, 0.0) + w * float(x.detach()) / max(units[name], 1e-12)
+                share = w * float(x.detach()) / max(units[name], 1e-12)
+                totals[name] = totals.get(name, 0.0) + share
             gaps += _gap(batch)
         every = [row for named in rows for rs in named.values() for row in rs]
         totals["tokens_read"] = float(sum(len(row.token_ids) for row in every))
@@ -228,9 +229,9 @@ class Learner:
         self.reset_optimizer()
         moments = load_file(folder / "optimizer.safetensors")
         if moments:
-            optimizer = self._adamw(Optim())
+            state = self._adamw(Optim()).state
             for name, parameter in self.policy.trainable().items():
-                optimizer.state[parameter] = {  # AdamW keeps its step counts on the CPU
+                state[parameter] = {  # AdamW keeps its step counts on the CPU
                     key: found if key == "step" else found.to(parameter.device)
                     for key in ("step", "exp_avg", "exp_avg_sq")
                     if (found := moments.get(f"{key}/{name}")) is not None}
@@ -262,11 +263,9 @@ def _scored(name: str, parts: list[Any], entropy: list[Any], rows: list[list[Row
             index: list[int], known: Known) -> Scored:
     mask_BT = _padded([torch.ones_like(p) for p in parts]).detach()
 
-    def given(what: str, otherwise: Sequence[Any] = ()) -> Any | None:
+    def given(what: str, otherwise: Sequence[Any] = (None,) * len(index)) -> Any | None:
         table = known.get(what, {})
-        found = [table.get((i, name)) for i in index]
-        if otherwise:
-            found = [o if f is None else f for f, o in zip(found, otherwise, strict=True)]
+        found = [table.get((i, name), other) for i, other in zip(index, otherwise, strict=True)]
         if any(f is None for f in found):
             return None
         return _padded([torch.tensor(f, dtype=parts[0].dtype, device=parts[0].device)
@@ -284,10 +283,9 @@ def _advantages(signals: Sequence[AnySignal], answer: Scored) -> Any:
     for signal, mask_T in zip(signals, answer.mask_BT, strict=True):
         value = signal.advantage if isinstance(signal, Advantage) else 0.0
         length = int(mask_T.sum())
-        if isinstance(value, tuple) and len(value) != length:
-            raise SelfloopError(
-                f"sample {signal.sample}: {len(value)} token advantages for {length} tokens")
         spread = value if isinstance(value, tuple) else (float(value),) * length
+        if (n := len(spread)) != length:
+            raise SelfloopError(f"sample {signal.sample}: {n} token advantages for {length} tokens")
         rows.append(torch.tensor(spread, dtype=mask_T.dtype, device=mask_T.device))
     padded_BT = _padded(rows)
     return torch.nn.functional.pad(padded_BT, (0, answer.mask_BT.shape[1] - padded_BT.shape[1]))
