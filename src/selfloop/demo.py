@@ -58,6 +58,12 @@ def follows(text: str, question: str) -> bool | None:
     return None if task is None else digits.chain_ok(text, task)
 
 
+def concludes(evidence: str, question: str) -> str | None:
+    """The answer to a question when the picture shows these digits."""
+    task = next((t for t, q in digits.prompts.items() if q == question), None)
+    return None if task is None else digits.answer_to(task, evidence)
+
+
 def chain_follows(rollout: Rollout) -> bool | None:
     """Rule check of a chain of thought: the conclusion follows from the digits read. No gold."""
     task = next((t for t, q in digits.prompts.items() if q == rollout.context.text), None)
@@ -66,6 +72,11 @@ def chain_follows(rollout: Rollout) -> bool | None:
 
 CHECKED = AllOf((exact, chain_follows))
 """Right by the gold answer, and for the reason that it gives."""
+
+
+CHAIN_VOTE = Agreement(digits_read, follows, share=0.0, least=1, concludes=concludes)
+"""The seed's vote at test time for methods that read answers: on the digits of the chains that
+hold, concluded by the rule. Stronger than the majority of final answers."""
 
 
 def recipes(seed: int) -> dict[str, Loop]:
@@ -78,8 +89,8 @@ def recipes(seed: int) -> dict[str, Loop]:
                    **{**tuned, "batch": 32}),
         "grpo": grpo(CHECKED, exact, n=8, samples=32, iterations=3, steps=40, save_every=20,
                      lr=1e-4, views=0.5, **common),
-        "agreement": agreement(Agreement(digits_read, follows), exact, lr=5e-4, views=0.5,
-                               copies=2, questions=3, seen=2, **tuned),
+        "agreement": agreement(Agreement(digits_read, follows, concludes=concludes), exact,
+                               lr=5e-4, views=0.5, copies=2, questions=3, seen=2, **tuned),
     }
 
 
@@ -118,7 +129,9 @@ def study(method: str, seed: int, folder: Path, *, scale: Scale = PROOF,
         method=method, seed=seed, loop=recipes(seed)[method], pool=load(files["pool"]),
         dev=load(files["dev"]), labelled=load(files["labelled"]),
         test=Sealed(files["test"], load), make_engine=make_engine, folder=folder,
-        lr=5e-4, control_lr=1e-4, arms=arms, shared=shared / f"seed{seed}" if shared else None)
+        lr=5e-4, control_lr=1e-4, arms=arms,
+        vote=None if method == "agreement" else CHAIN_VOTE,
+        shared=shared / f"seed{seed}" if shared else None)
 
 
 def demo(folder: str | Path = "runs/demo", *, watch: Watch | None = None,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -123,6 +124,7 @@ class Doors:
 
     def _door(self, job: int, sample: Sample, who: str, loop: Any) -> Generate:
         calls = iter(range(1_000_000))
+        said: Counter[str] = Counter()
 
         async def generate(
             context: Context | Sample, *, n: int = 1, role: str = "solver",
@@ -131,7 +133,11 @@ class Doors:
             seen = context.context if isinstance(context, Sample) else context
             chosen = sampling or self.sampling
             call = next(calls)
-            key = f"{self.scope}/{sample.id}/{role}@{self.version}/{who}.{label or call}"
+            named = label or str(call)
+            again = said[named]  # a label used twice must not draw the same answers twice
+            said[named] += 1
+            key = (f"{self.scope}/{sample.id}/{role}@{self.version}/{who}.{named}"
+                   + (f"#{again}" if again else ""))
             request = Request(context=seen, key=key, n=n, sampling=chosen, history=tuple(history))
             future: asyncio.Future[Any] = loop.create_future()
             self._asks.append(_Ask(job, call, role, request, sample.id, future))

@@ -7,6 +7,7 @@ checkpoint can be put over the base model's weights.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import shutil
@@ -20,7 +21,7 @@ from selfloop.report import sections
 from selfloop.report.card import card
 from selfloop.report.facts import Findings, gather
 from selfloop.roles import SelfloopError
-from selfloop.store import hash_files, put_folder, put_json
+from selfloop.store import put_folder, put_json
 
 _ADAPTER = "adapter_config.json"
 
@@ -238,7 +239,8 @@ def _manifest(found: Findings, aside: Path, version: int, promoted: bool, role: 
         "summary": found.summary, "cost": [list(row) for row in sections.cost(found)],
         "versions": {"run": about.get("selfloop"), "selfloop": selfloop.__version__,
                      "python": platform.python_version(), **_versions()},
-        "files": hash_files(aside),
+        "files": {p.name: hashlib.sha256(p.read_bytes()).hexdigest()
+                  for p in sorted(aside.iterdir()) if p.is_file()},
     }
 
 

@@ -26,7 +26,7 @@ def learn(engine: Engine, signals: Sequence[AnySignal], loss: Loss, optim: Optim
         engine.reset_optimizer()
     if not signals:
         return {"updates": 0.0}
-    known = _known(engine, signals, loss, optim)
+    known, scored = _known(engine, signals, loss, optim)
     plan = list(updates(signals, optim, key))
     sums: dict[str, float] = {}
     for number, chosen in enumerate(plan):
@@ -40,6 +40,7 @@ def learn(engine: Engine, signals: Sequence[AnySignal], loss: Loss, optim: Optim
         if progress is not None:
             progress(number + 1, len(plan), metrics)
     counts = {name: sums.pop(name, 0.0) for name in ("tokens_read", "tokens_trained")}
+    counts["tokens_scored"] = float(scored)
     return {n: total / len(plan) for n, total in sums.items()} | counts | {"updates": len(plan)}
 
 
@@ -88,12 +89,16 @@ def _units(signals: Sequence[AnySignal], whole_groups: bool) -> list[list[int]]:
 
 
 def _known(engine: Engine, signals: Sequence[AnySignal], loss: Loss, optim: Optim
-           ) -> dict[str, dict[tuple[int, str], list[float]]]:
-    """Log-probs that do not change while learning, computed once, before the first update."""
+           ) -> tuple[dict[str, dict[tuple[int, str], list[float]]], int]:
+    """Log-probs that do not change while learning, computed once, before the first update; and
+    how many tokens were read for them."""
+    read = 0
     tables: dict[str, dict[tuple[int, str], list[float]]] = {}
 
     def table(what: str, wanted: list[tuple[int, str, Branch]], version: str) -> None:
+        nonlocal read
         if wanted:
+            read += sum(len(row.token_ids) for _, _, b in wanted for row in engine.rows(b))
             scored = engine.logprobs([branch for _, _, branch in wanted], version)
             tables[what] = {(i, n): lp for (i, n, _), lp in zip(wanted, scored, strict=True)}
 
@@ -107,7 +112,7 @@ def _known(engine: Engine, signals: Sequence[AnySignal], loss: Loss, optim: Opti
     if "teacher" in loss.needs:
         table("teacher", [(i, "student", s.branches["teacher"]) for i, s in enumerate(signals)
                           if isinstance(s, Distill)], "current")
-    return tables
+    return tables, read
 
 
 def _drawn(branch: Branch) -> bool:

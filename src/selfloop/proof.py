@@ -7,6 +7,7 @@ was. Every figure of summary.json can be recomputed from the stored answers.
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from selfloop.evaluate.statistics import paired_gain
 from selfloop.loop import Loop
 from selfloop.pictures import Library
 from selfloop.recipes.supervised import supervised
-from selfloop.roles import Engine, SelfloopError
+from selfloop.roles import Engine, SelfloopError, Verifier
 from selfloop.running import Watch, run
 from selfloop.store import RunFolder, put_json
 from selfloop.types import Branch, Sample
@@ -51,6 +52,9 @@ class Study:
     control_lr: float = 1e-3
     """Learning rate of the control on the labels: a control is no use if it is crippled."""
     arms: tuple[str, ...] = TRAINED
+    vote: Verifier | None = None
+    """What the seed votes with at test time when the loop's own verifier reads labels: the part
+    of it that does not. None = the plain majority."""
     skyline_updates: int = 300
     shared: Path | None = None
     """Where the skyline is kept: it depends on the seed and not on the method."""
@@ -102,7 +106,7 @@ def _control(study: Study, used: Spent, engine: Engine, by_flops: bool) -> Loop:
     gold = [Branch(context=s.context, text=s.rationale) for s in study.labelled[:64] if s.rationale]
     sizes = [sum(len(row.token_ids) for row in engine.rows(branch)) for branch in gold]
     each = sum(sizes) / len(sizes)
-    batch = max(8, min(64, round(used.read / max(1, used.updates) / each)))
+    batch = max(8, round(used.read / max(1, used.updates) / each))
     updates = used.updates if not by_flops else round(
         used.flops / engine.flops(0, round(batch * each)))
     return _matched(study, replace(used, updates=updates), "rationale", len(study.labelled), batch,
@@ -112,7 +116,7 @@ def _control(study: Study, used: Spent, engine: Engine, by_flops: bool) -> Loop:
 def _matched(study: Study, used: Spent, labels: str, n: int, batch: int,
              lr: float | None = None) -> Loop:
     iterations = 5
-    updates = max(1, round(used.updates / iterations))
+    updates = max(1, math.ceil(used.updates / iterations))
     assert study.loop.evaluation is not None
     return supervised(
         study.loop.evaluation.metric, labels=labels, iterations=iterations, updates=updates,
@@ -142,7 +146,8 @@ def ask(study: Study, arm: str) -> None:
     engines = {"solver": engine}
     if arm == "testtime_vote":
         engine.publish(0, 0)
-        found = votes(study.loop, test, engines)
+        voting = replace(study.loop, verifier=study.vote) if study.vote else study.loop
+        found = votes(voting, test, engines)
     else:
         found = final_answers(study.loop, test, engines, _load(study, arm, engine), arm)
     write(path, [a.model_copy(update={"seed": study.seed}) for a in found])

@@ -45,6 +45,10 @@ class Run:
 
     def go(self) -> list[Iteration]:
         """All iterations, those already on disk included."""
+        with self.folder.alone():
+            return self._go()
+
+    def _go(self) -> list[Iteration]:
         self._open()
         started = time.monotonic()
         done = self.folder.iterations()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def gather(run: Run, step: int) -> dict[str, Any]:
     """Collect, verify and organize one step; its manifest is written last, and returned."""
     loop = run.loop
-    before = run.folder.manifest(step - 1) or {}
+    before = run.folder.manifest(_after(run, step) - 1) or {}
     guidance = before.get("guidance", {})
     groups: list[Group] = []
     shards: list[list[str]] = []
@@ -45,8 +45,15 @@ def gather(run: Run, step: int) -> dict[str, Any]:
                       for how in loop.learn.values()), default=0)
         if not wanted:
             break
-    _stop_on_errors(run, errors)
+    _stop_on_errors(run, step, errors)
     return _organize(run, step, groups, shards, before.get("state", {}))
+
+
+def _after(run: Run, step: int) -> int:
+    """The version whose state and guidance a step goes on from: not those rolled back."""
+    done = run.folder.iterations()
+    first = bool(done) and done[-1].version == step
+    return done[-1].continue_from if first else step
 
 
 def _none(groups: Sequence[Group]) -> int:
@@ -97,14 +104,16 @@ def _too_many(run: Run, errors: int, rollouts: int) -> bool:
     return errors > run.loop.max_errors * max(1, rollouts)
 
 
-def _stop_on_errors(run: Run, found: Sequence[tuple[int, int, str]]) -> None:
+def _stop_on_errors(run: Run, step: int, found: Sequence[tuple[int, int, str]]) -> None:
     errors, rollouts = sum(e for e, _, _ in found), sum(n for _, n, _ in found)
     if _too_many(run, errors, rollouts):
         first = next((text for _, _, text in found if text), "see the stored verdicts")
         raise SelfloopError(
             f"verifier {name_of(run.loop.verifier)} failed on {errors} of {rollouts} rollouts "
             f"(more than max_errors={run.loop.max_errors:g}); first: {first}; what was collected "
-            f"is kept in {run.folder.path}: mend the verifier and run again")
+            f"is kept in {run.folder.path}: mend the verifier and "
+            + ("run again" if step == 0 else "start a run of another name, since earlier steps "
+               "were judged by this one"))
 
 
 def _organize(run: Run, step: int, groups: list[Group], shards: list[list[str]],
@@ -218,7 +227,7 @@ def summary(run: Run, index: int, decision: Decision, best: int, dev: dict[str, 
     full = {i for m in manifests for i in m["labels"]["full"]}
     answers = {i for m in manifests for i in m["labels"]["answer_only"]} - full
     tokens = {k: sum(m["tokens"][k] for m in manifests) for k in ("read", "drawn")}
-    for what in ("tokens_read", "tokens_trained"):
+    for what in ("tokens_read", "tokens_trained", "tokens_scored"):
         tokens["learn_" + what.removeprefix("tokens_")] = int(
             sum(role.get(what, 0) for found in learned for role in found.values()))
     engine = engine_for(run.engines, next(iter(run.loop.learn)))
@@ -231,6 +240,6 @@ def summary(run: Run, index: int, decision: Decision, best: int, dev: dict[str, 
         reward=sum(rewards) / len(rewards) if rewards else None, dev=dev,
         labels_full=len(full), labels_answer_only=len(answers), tokens=tokens,
         flops=engine.flops(tokens["read"] + tokens["drawn"], 0)
-        + engine.flops(0, tokens["learn_read"]),
+        + engine.flops(tokens["learn_scored"], tokens["learn_read"]),
         decision=decision,
     )

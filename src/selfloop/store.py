@@ -8,13 +8,13 @@ the same keys, so it comes out the same.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import shutil
 import signal
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,25 @@ class RunFolder:
     def images(self) -> Path:
         """Where pictures that have no stable path of their own are stored, by hash."""
         return self.path / "images"
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the folder: two processes in one run would overwrite each other's shards.
+
+        The lock goes with the process, however it ends. Raises SelfloopError when it is taken.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / ".lock", "w") as lock:
+            try:
+                import fcntl
+
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except ImportError:
+                pass  # not on this system
+            except OSError:
+                raise SelfloopError(f"{self.path} is being run by another process: wait for it, "
+                                    "or give this run another name") from None
+            yield
 
     def step(self, step: int) -> Path:
         """steps/000012."""
@@ -236,8 +255,7 @@ class RunFolder:
         """The signals of a finished step."""
         found = read_table(self.step(step) / f"signals-{role}-0000.parquet")
         if found is None:
-            raise SelfloopError(
-                f"{self.step(step)}: signals-{role}-0000.parquet is missing or torn")
+            raise SelfloopError(f"{self.step(step)}: signals-{role} is missing or torn")
         columns = found[0]
         return [
             SIGNALS[kind].from_json(text)  # type: ignore[misc]
@@ -280,11 +298,3 @@ def mend_log(path: Path) -> None:
     if data and not data.endswith(b"\n"):
         with open(path, "r+b") as file:
             file.truncate(data.rfind(b"\n") + 1)
-
-
-def hash_files(folder: Path, names: Iterable[str] | None = None) -> dict[str, str]:
-    """sha256 of the files directly in a folder, by name."""
-    chosen = sorted(names) if names is not None else sorted(
-        p.name for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")
-    )
-    return {n: hashlib.sha256((folder / n).read_bytes()).hexdigest() for n in chosen}

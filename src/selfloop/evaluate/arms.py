@@ -67,11 +67,13 @@ def votes(loop: Loop, samples: Sequence[Sample], engines: Mapping[str, Engine], 
           shard: int = 256) -> list[Answer]:
     """Arm (b): the seed's own vote at test time, with the recipe's sampler and draws.
 
-    A label-free verifier chooses among the answers to the question itself; where it leaves
-    none, or reads labels (which do not exist at test time), the majority decides.
+    A label-free verifier that can `decide` does; another chooses among the answers to the
+    question itself; where it leaves none, or reads labels (which do not exist at test time), the
+    majority decides.
     """
     assert loop.evaluation is not None
     own = loop.verifier is not None and not reads(loop.verifier)
+    decide = getattr(loop.verifier, "decide", _undecided) if own else _undecided
     found: list[Answer] = []
     for at in range(0, len(samples), shard):
         chunk = list(samples[at:at + shard])
@@ -79,7 +81,7 @@ def votes(loop: Loop, samples: Sequence[Sample], engines: Mapping[str, Engine], 
         groups = draw(loop.sampler, [s.unlabelled() for s in chunk], doors, {})
         judged = judge(loop.verifier, groups, doors).groups if own else groups
         picked = [
-            Group(sample=s, rollouts=(_said(_winner(g), g),))
+            Group(sample=s, rollouts=(_said(decide(g) or _winner(g), g),))
             for s, g in zip(chunk, judged, strict=True)
         ]
         for group in judge(loop.evaluation.metric, picked, doors).groups:
@@ -91,6 +93,10 @@ def votes(loop: Loop, samples: Sequence[Sample], engines: Mapping[str, Engine], 
                 right=None if verdict.score is None else verdict.right,
                 tokens=0, draw=0, arm="testtime_vote", seed=loop.seed))
     return found
+
+
+def _undecided(group: Group) -> str | None:
+    return None
 
 
 def _winner(group: Group) -> str:

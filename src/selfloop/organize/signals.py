@@ -34,9 +34,13 @@ def clean(context: Context) -> Context:
 
 def _trained_on(rollout: Rollout, as_drawn: bool) -> Branch:
     """The rollout's tokens under what it was drawn with, or under the unchanged pictures."""
-    same = all(not m.ops for m in rollout.context.media)
-    return Branch.drawn(rollout) if as_drawn or same else Branch.under(
-        clean(rollout.context), rollout)
+    if as_drawn:
+        return Branch.drawn(rollout)
+    if any(m.ops for m in rollout.context.media):
+        return Branch.under(clean(rollout.context), rollout)
+    # what is imitated or preferred is scored at temperature 1, however hot it was drawn
+    return Branch(context=rollout.context, turns=tuple(
+        turn.model_copy(update={"temperature": 1.0, "logprobs": None}) for turn in rollout.turns))
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,13 @@ from selfloop.types import AnySignal, Distill
 
 @dataclass(frozen=True)
 class ReverseKL:
-    """On-policy reverse KL on drawn tokens: the policy gradient of KL(student || teacher).
+    """On-policy reverse KL on drawn tokens: token by token, the policy gradient of
+    KL(student || teacher).
 
     Each drawn token has advantage log pi_teacher - log pi_student (no gradient), where the
-    teacher is the same answer scored under the privileged `teacher` branch. Its expectation over
-    on-policy draws is the gradient of the sequence KL (on-policy distillation, arXiv 2306.13649).
+    teacher is the same answer scored under the privileged `teacher` branch. In expectation over
+    on-policy draws it is the gradient of the sum over positions of the next-token KL, with the
+    drawn prefixes held fixed (on-policy distillation, arXiv 2306.13649, section 3).
     """
 
     clip: float = 5.0
@@ -28,8 +30,9 @@ class ReverseKL:
 
     def units(self, signals: Sequence[AnySignal], tokens: Mapping[str, Sequence[int]]
               ) -> dict[str, float]:
-        """Trained tokens of the student."""
-        return {"distill": float(sum(tokens["student"]))}
+        """Weighted trained tokens of the student."""
+        return {"distill": sum(s.weight * n for s, n in
+                               zip(signals, tokens["student"], strict=True))}
 
     def __call__(self, batch: Any) -> dict[str, tuple[float, Any]]:
         """{"distill": sum over tokens}."""

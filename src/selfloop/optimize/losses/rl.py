@@ -36,9 +36,10 @@ class GRPO:
 
     def units(self, signals: Sequence[AnySignal], tokens: Mapping[str, Sequence[int]]
               ) -> dict[str, float]:
-        """Trained tokens, or answers."""
-        total = sum(tokens["answer"]) if self.normalize == "token" else len(signals)
-        return dict.fromkeys(self._terms(), float(total))
+        """Weighted trained tokens, or answers."""
+        sizes = tokens["answer"] if self.normalize == "token" else [1] * len(signals)
+        total = sum(s.weight * n for s, n in zip(signals, sizes, strict=True))
+        return dict.fromkeys(self._terms(), total)
 
     def _terms(self) -> list[str]:
         return ["policy", *(["kl"] if self.kl else []), *(["entropy"] if self.entropy else [])]

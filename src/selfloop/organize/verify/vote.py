@@ -55,13 +55,27 @@ class Agreement:
     follows: Callable[[str, str], bool | None]
     share: float = 0.5
     least: int = 3
+    concludes: Callable[[str, str], str | None] | None = None
+    """(evidence, question) -> answer, where a rule can tell: makes the vote at test time, which
+    a loop has to beat, as strong as it can be. Training does not use it."""
 
-    def __call__(self, group: Group) -> list[Verdict]:
-        """One verdict a rollout, the vote's share among its parts."""
+    def decide(self, group: Group) -> str | None:
+        """The answer that the evidence with the most votes leads to; None without a rule."""
+        winner, _, _, _ = self._vote(group)
+        if self.concludes is None or winner is None:
+            return None
+        return self.concludes(winner, group.sample.context.text)
+
+    def _vote(self, group: Group
+              ) -> tuple[str | None, float, list[bool | None], list[str | None]]:
         holds = [self.follows(r.text, _question(r)) for r in group.rollouts]
         seen = [self.evidence(r.text) if ok else None
                 for r, ok in zip(group.rollouts, holds, strict=True)]
-        winner, share = majority(seen)
+        return (*majority(seen), holds, seen)
+
+    def __call__(self, group: Group) -> list[Verdict]:
+        """One verdict a rollout, the vote's share among its parts."""
+        winner, share, holds, seen = self._vote(group)
         decided = winner is not None and share >= self.share \
             and sum(s is not None for s in seen) >= self.least
         return [
