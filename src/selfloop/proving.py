@@ -76,7 +76,18 @@ def recompute(out: Path) -> dict[str, Any]:
     summary = {"methods": pooled, "runs": runs}
     put_json(out / "summary.json", summary)
     put(out / "table.md", table(pooled).encode())
+    for page in (out.parent / "README.md", out.parent / "docs" / "proof.md"):
+        if page.exists():
+            show_in(page, table(pooled))
     return summary
+
+
+def show_in(page: Path, text: str) -> None:
+    """Put the table between a page's markers, so that what is told is what was measured."""
+    head, marker, rest = page.read_text(encoding="utf-8").partition("<!-- proof -->\n")
+    _, end, tail = rest.partition("<!-- /proof -->")
+    if marker and end:
+        put(page, f"{head}{marker}\n{text}\n{end}{tail}".encode())
 
 
 def pool_of(runs: Sequence[dict[str, Any]], out: Path) -> dict[str, Any]:
