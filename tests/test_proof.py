@@ -183,7 +183,7 @@ FIGURES = {"seed_accuracy": 50.0, "final_accuracy": 60.0, "control_steps": 51.0,
      "does not beat control_steps", "amortised"),
     (gains(control_steps=(0, 5)), "does not beat control_steps", "self-improvement"),
     (gains(control_steps=(1, 5), testtime_vote=(-5, -1)),
-     "does not beat testtime_vote", "self-imp"),
+     "amortised inference at most: below", "self-imp"),
 ])
 def test_words(found, said, unsaid):
     words = proof.verdict(FIGURES, found)
