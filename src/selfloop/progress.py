@@ -147,7 +147,7 @@ class Shown:
                          "answer made a signal")
                 continue
             losses = ", ".join(f"{n} {v:.3g}" for n, v in found.items()
-                               if n not in ("updates", "tokens_read", "tokens_trained"))
+                               if n not in ("updates",) and not n.startswith("tokens_"))
             self.say(f"step {facts['step'] + 1}: {updates} updates ({time_of(facts['seconds'])}, "
                      f"{updates / max(1e-6, facts['seconds']):.1f}/s): {losses}")
         self._spent.append(facts["seconds"] + self._gathering)
