@@ -362,7 +362,7 @@ def test_a_run_stopped_by_its_budget_goes_on_where_it_was(tmp_path):
 def test_another_loop_or_other_data_are_refused_in_the_same_folder(tmp_path):
     data = toyland.samples(tmp_path / "d", 8)
     run(small(), data, toy(), tmp_path / "a")
-    with refused("another loop", "verifier, seed differs", "another name"):
+    with refused("another loop", "seed was 0, is 1", "verifier was", "another name"):
         run(small(verifier=AllOf((exact,)), seed=1), data, toy(), tmp_path / "a")
     with refused("other data"):
         run(small(), data[:-1], toy(), tmp_path / "a")

@@ -13,7 +13,7 @@ _WHERE = {
     "types": "Advantage Branch Context Decision Demonstration Distill Group ImageOp Iteration "
              "Media Message Pair Part Rollout Sample Turn Verdict",
     "roles": "Optim Request Sampling SelfloopError",
-    "loop": "Learn Loop",
+    "loop": "Evaluation Learn Loop",
     "running": "run",
     "data": "load",
 }

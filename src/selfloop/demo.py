@@ -88,7 +88,7 @@ def recipes(seed: int) -> dict[str, Loop]:
         "dpo": dpo(CHECKED, exact, n=8, lr=5e-5, beta=0.1, anchor=0.5, views=0.5, copies=2,
                    **{**tuned, "batch": 32}),
         "grpo": grpo(CHECKED, exact, n=8, samples=32, iterations=3, steps=40, save_every=20,
-                     lr=1e-4, views=0.5, **common),
+                     lr=1e-4, view_share=0.5, **common),
         "agreement": agreement(Agreement(digits_read, follows, concludes=concludes), exact,
                                lr=5e-4, views=0.5, copies=2, questions=3, seen=2, **tuned),
     }

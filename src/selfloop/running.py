@@ -261,11 +261,18 @@ def _same(found: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
                 "give the run another name, or restore them to resume")
     if found["fingerprint"] != now["fingerprint"]:
         then, new = found["loop"], now["loop"]
-        fields = [k for k in new if then.get(k) != new[k]]
-        raise SelfloopError(
-            f"{path} was started with another loop: {', '.join(fields) or 'its code'} differs "
-            f"(then {str({k: then.get(k) for k in fields})[:200]}): give the run another name, "
-            "or restore it to resume")
+        changes = "; ".join(_differences(then, new)) or "its code"
+        raise SelfloopError(f"{path} was started with another loop ({changes}): give the run "
+                            "another name, or restore it to resume")
+
+
+def _differences(then: Any, now: Any, at: str = "") -> list[str]:
+    """The options in which two described loops differ, by their dotted names."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        keys = sorted(then.keys() | now.keys())
+        return [d for k in keys for d in _differences(then.get(k), now.get(k),
+                                                      f"{at}.{k}" if at else k)]
+    return [] if then == now else [f"{at} was {then}, is {now}"[:160]]
 
 
 def run(loop: Loop, samples: Sequence[Sample], engines: Mapping[str, Engine] | Engine,

@@ -2,7 +2,7 @@
 
 GRPO: Shao et al., arXiv 2402.03300; for vision: Visual-RFT, arXiv 2503.01785.
 **Same**: groups of n answers, group-normalised advantages, clipped surrogate, fresh draws a step.
-**Differs**: token-mean normalisation and no KL by default (DAPO, arXiv 2503.14476); `views` > 0
+**Differs**: token-mean normalisation and no KL by default (DAPO, arXiv 2503.14476); `view_share`
 draws that share of each group on augmented pictures (NoisyRollout, arXiv 2504.13055).
 """
 
@@ -17,13 +17,13 @@ from selfloop.roles import Optim, Sampling, Verifier
 def grpo(verifier: Verifier, metric: Verifier | None = None, *, n: int = 8,
          temperature: float = 1.0, max_new_tokens: int = 64, samples: int = 16,
          iterations: int = 5, steps: int = 50, save_every: int = 10, lr: float = 1e-6,
-         batch: int = 1024, kl: float = 0.0, clip_high: float = 0.2, views: float = 0.0,
+         batch: int = 1024, kl: float = 0.0, clip_high: float = 0.2, view_share: float = 0.0,
          severity: float = 0.5, seed: int = 0) -> Loop:
     """One update a step while `batch` >= samples x n (on-policy)."""
     return Loop(
         name="grpo", verifier=verifier,
         sampler=Independent(n=n, temperature=temperature, max_new_tokens=max_new_tokens,
-                            views=views, severity=severity),
+                            views=view_share, severity=severity),
         learn={"solver": Learn(
             organizer=Chain(maker=GroupAdvantage()), loss=GRPO(kl=kl, clip_high=clip_high),
             optim=Optim(lr=lr, batch=batch, whole_groups=True))},
