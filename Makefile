@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test proof check slow clean setup
+.PHONY: demo test proof bench check slow clean setup
 
 setup: $(VENV)/.ready
 
@@ -24,6 +24,9 @@ proof: setup
 
 check: setup
 	scripts/check
+
+bench: setup
+	scripts/bench
 
 slow: setup
 	scripts/test-slow
