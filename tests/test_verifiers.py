@@ -320,7 +320,7 @@ def test_a_mended_verifier_judges_the_stored_rollouts_without_drawing_again(tmp_
     for name in ("steps/000000/manifest.json", "loop.json",
                  "checkpoints/000001/solver/trainable.safetensors"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes()
-    with pytest.raises(SelfloopError, match="another loop .verifier was"):
+    with pytest.raises(SelfloopError, match=r"another loop .verifier was"):
         go(loop_with(exact, log), tmp_path)  # once it has judged a step, it stays
 
 
