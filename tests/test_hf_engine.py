@@ -12,7 +12,7 @@ import transformers as tf
 
 from hf_models import FAMILIES, asked, open_picture, picture
 from selfloop.engines.hf import HFEngine, LoRA
-from selfloop.engines.hf_decode import filtered, pick
+from selfloop.engines.picking import filtered, pick
 from selfloop.roles import Request, Sampling, SelfloopError
 from selfloop.types import Branch, Context, Media, Message, Part
 
@@ -135,16 +135,17 @@ def test_finished_rows_leave_and_the_others_go_on(engines: dict[str, HFEngine]) 
         assert len(turn.token_ids) == 40 or turn.finish_reason == "stop"
 
 
-def test_a_cache_that_cannot_be_repeated(folders: dict[str, Path],
+def test_a_cache_that_cannot_be_forked(folders: dict[str, Path],
                                          monkeypatch: pytest.MonkeyPatch) -> None:
     engine = engine_of(folders["llava"])
     usual = drawn(engine, asked(7), n=6)
 
     def cannot(*_: object) -> None:
-        raise NotImplementedError("recurrent state")
+        raise NotImplementedError("unheard-of state")
 
-    monkeypatch.setattr(tf.DynamicCache, "batch_select_indices", cannot)
-    with pytest.warns(UserWarning, match="recurrent state.*each draw runs its own prompt"):
+    monkeypatch.setattr("selfloop.engines.hf_cache.Decoding.__init__", cannot)
+    engine = engine_of(folders["llava"])
+    with pytest.warns(UserWarning, match="unheard-of state.*each draw runs its own prompt"):
         copies = drawn(engine, asked(7), n=6)
     assert [t.token_ids for t in copies] == [t.token_ids for t in usual]
     assert drawn(engine, asked(7), n=6) == copies

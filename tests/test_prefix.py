@@ -13,9 +13,12 @@ import transformers as tf
 from hf_models import FAMILIES, asked, open_picture, picture
 from selfloop.engines.hf import HFEngine
 from selfloop.engines.hf_decode import Job, Sampler
+from selfloop.optimize import fork as forks
+from selfloop.optimize.checkpointing import enable
+from selfloop.optimize.head import CHUNK, token_logps
 from selfloop.optimize.prefix import Shared
 from selfloop.optimize.rows import Row
-from selfloop.optimize.score import Plain, token_logps
+from selfloop.optimize.score import Plain
 from selfloop.roles import Request, Sampling
 from selfloop.types import Branch
 
@@ -98,8 +101,9 @@ def test_the_prompt_and_its_picture_are_run_once(engine: HFEngine) -> None:
     engine.scorer(rows)
     hook.remove()
     prompts = {row.token_ids[:row.prompt]: row.prompt for row in rows}
-    assert sum(b * t for b, t in seen if t in prompts.values()) == sum(prompts.values())
-    assert max(t for _, t in seen if t not in prompts.values()) <= 11
+    answers = sum(len(row.token_ids) - row.prompt - 1 for row in rows)
+    assert sum(b * t for b, t in seen) == sum(prompts.values()) + answers  # and no padding
+    assert engine.scorer.cost(rows) == sum(prompts.values()) + answers + len(rows)
 
 
 def test_batches_within_a_small_budget_change_nothing(engine: HFEngine) -> None:
@@ -130,34 +134,110 @@ def test_pictures_after_the_prompt_go_the_plain_way(engine: HFEngine) -> None:
 def test_falls_back_loudly_when_wrong(engine: HFEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = rows_for(engine, 2, 3)
     scorer = Shared(engine.model, engine.prompts, engine.banned_V, 10000)
-    monkeypatch.setattr("selfloop.optimize.prefix.after", lambda start, count, owner, mrope:
-                        torch.zeros(len(owner), count, dtype=torch.long))
+    monkeypatch.setattr("selfloop.optimize.fork.Fork.start_T", property(
+        lambda fork: torch.zeros(fork.tokens, dtype=torch.long)))
     with pytest.warns(UserWarning, match="shared prefix off .* differ from the plain path by"):
         found = scorer(rows)[0]
     plain = engine.scorer.plain(rows)[0]
     assert all(torch.equal(a, b) for a, b in zip(found, plain, strict=True))
 
 
-def test_falls_back_when_the_cache_fails_or_is_dropped(
+def test_falls_back_loudly_on_wrong_gradients(
+    engine: HFEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = rows_for(engine, 2, 3)
+    scorer = Shared(engine.model, engine.prompts, engine.banned_V, 10000)
+    usual = forks.PrefixKeys.update
+
+    def cut(self: Any, keys: Any, values: Any, *more: Any, **named: Any) -> Any:
+        usual(self, keys.detach(), values)
+        return keys, values
+
+    monkeypatch.setattr(forks.PrefixKeys, "update", cut)
+    with pytest.warns(UserWarning, match="gradients differ from the plain path by .* of their"):
+        scorer(rows)
+    assert scorer.why_not
+
+
+def test_falls_back_when_the_cache_fails(
     engine: HFEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = rows_for(engine, 1, 3)
     scorer = Shared(engine.model, engine.prompts, engine.banned_V, 10000)
 
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise NotImplementedError("no such cache")
 
-    monkeypatch.setattr("selfloop.optimize.prefix.select", broken)
+    monkeypatch.setattr(forks, "BranchCache", broken)
     with pytest.warns(UserWarning, match="no such cache"):
         scorer(rows)
-    fresh = Shared(engine.model, engine.prompts, engine.banned_V, 10000)
-    engine.model.gradient_checkpointing_enable()
+
+
+def test_longer_rows_are_checked_again(engine: HFEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = Shared(engine.model, engine.prompts, engine.banned_V, 10000)
+    rows = rows_for(engine, 1, 3)
+    looked: list[int] = []
+    usual = scorer.check
+    monkeypatch.setattr(scorer, "check", lambda mine: (looked.append(1), usual(mine)))
+    scorer(rows)
+    scorer(rows)
+    assert len(looked) == 1
+    longer = [Row((*r.token_ids, *r.token_ids[-1:] * 200), (
+        *r.trained, *(True,) * 200), r.media, r.prompt) for r in rows]
+    scorer(longer)
+    assert len(looked) == 2
+
+
+def test_checkpointing_is_exact(engine: HFEngine) -> None:
+    rows = rows_for(engine, 3, 4)
+    usual = run(engine.scorer, engine.model, rows)
+    forwards = {m: m.forward for m in engine.model.modules()}
+    enable(engine.model)
+    calls: list[int] = []
+    layer = engine.model.get_decoder().layers[0]
+    hook = layer.self_attn.register_forward_hook(lambda *_: calls.append(1))
     try:
-        assert fresh._refused()
-        fresh(rows)
-        assert not fresh.checked  # never tried, so nothing to warn of
+        again = run(engine.scorer, engine.model, rows)
+        forward_and_back = len(calls)
+        plain = run(engine.scorer.plain, engine.model, rows)
     finally:
-        engine.model.gradient_checkpointing_disable()
+        hook.remove()
+        for module, forward in forwards.items():
+            if "forward" in vars(module):
+                module.forward = forward
+    # Prompts of two lengths and all answers, each run again in the backward pass.
+    assert forward_and_back == 6
+    for other in (again, plain):
+        for a, b in zip([*usual[0], *usual[1]], [*other[0], *other[1]], strict=True):
+            assert torch.allclose(a, b, rtol=0, atol=1e-10)
+        for name, gradient in usual[2].items():
+            assert torch.allclose(other[2][name], gradient, rtol=1e-9, atol=1e-10), name
+
+
+def test_logits_in_chunks_change_nothing(engine: HFEngine) -> None:
+    rows = rows_for(engine, 2, 4)
+    usual = run(engine.scorer, engine.model, rows)
+    engine.scorer.head.chunk = 3 * len(engine.banned_V)
+    try:
+        again = run(engine.scorer, engine.model, rows)
+    finally:
+        engine.scorer.head.chunk = CHUNK
+    for a, b in zip([*usual[0], *usual[1]], [*again[0], *again[1]], strict=True):
+        assert torch.allclose(a, b, rtol=0, atol=1e-12)
+    for name, gradient in usual[2].items():
+        assert torch.allclose(again[2][name], gradient, rtol=1e-9, atol=1e-12), name
+
+
+def test_no_logits_on_prompts_and_pictures(engine: HFEngine) -> None:
+    rows = rows_for(engine, 2, 4)
+    engine.scorer(rows)
+    seen: list[int] = []
+    head = engine.model.get_output_embeddings()
+    hook = head.register_forward_hook(lambda m, i, out: seen.append(out.shape[:-1].numel()))
+    engine.scorer(rows)
+    engine.scorer.plain(rows)
+    hook.remove()
+    assert sum(seen) == 2 * sum(row.count for row in rows)
 
 
 def test_log_probs_of_a_known_distribution() -> None:
@@ -257,13 +337,80 @@ def test_mrope_sampling_equals_scoring(qwen: Any) -> None:
     assert ends == {"stop", "length"}  # rows left the batch on the way
 
 
-def test_hybrid_models_are_refused_before_trying() -> None:
-    class Net:
-        class config:
-            @staticmethod
-            def get_text_config(decoder: bool) -> Any:
-                return type("Text", (), {"layer_types": ["linear_attention", "full_attention"]})
+# -- hybrids: three of four layers keep a state instead of keys ---------------------------------
 
-    from selfloop.optimize.prefix import unsupported
 
-    assert "linear_attention" in unsupported(Net())
+@pytest.fixture()
+def hybrid() -> Iterator[Any]:
+    config = tf.Qwen3_5Config(
+        text_config={"vocab_size": 40, "hidden_size": 32, "intermediate_size": 64,
+                     "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
+                     "head_dim": 8, "linear_num_value_heads": 4, "linear_num_key_heads": 2,
+                     "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+                     "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2],
+                                         "rope_theta": 10000.0, "partial_rotary_factor": 1.0}},
+        vision_config={"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2,
+                       "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2,
+                       "out_hidden_size": 32, "num_position_embeddings": 64},
+        image_token_id=9, vision_start_token_id=7, vision_end_token_id=8, video_token_id=10)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = tf.Qwen3_5ForConditionalGeneration(config).eval()
+    assert set(config.text_config.layer_types) == {"linear_attention", "full_attention"}
+    yield model
+
+
+def grid_rows(lengths: Sequence[int]) -> list[Row]:
+    rows = []
+    for number in (1, 2):
+        # Shorter and longer than the state's convolution; unequal answers.
+        prompt = (1, 7, *(9,) * 6, 8, *(11,) * number, 12)
+        for length in lengths:
+            answer = tuple(13 + (number + length * i) % 20 for i in range(length))
+            rows.append(Row((*prompt, *answer), (False,) * len(prompt) + (True,) * length,
+                            (picture(number),), len(prompt)))
+    return rows
+
+
+@pytest.mark.parametrize("lengths", [(1, 2, 2), (5, 1, 70)])
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_states_are_forked_exactly(hybrid: Any, lengths: tuple[int, ...], checkpointed: bool
+                                   ) -> None:
+    rows = grid_rows(lengths)
+    scorer = Shared(hybrid, FloatGrid(), torch.zeros(40, dtype=torch.bool), 10000)
+    plain = run(scorer.plain, hybrid, rows)
+    if checkpointed:
+        enable(hybrid)
+    shared = run(scorer, hybrid, rows)
+    assert not scorer.why_not and scorer.checked
+    for a, b in zip(shared[0], plain[0], strict=True):
+        assert torch.allclose(a, b, rtol=0, atol=1e-5)
+    top = max(float(g.abs().max()) for g in plain[2].values())
+    for name, gradient in plain[2].items():
+        assert float((shared[2][name] - gradient).abs().max()) < 1e-4 * top, name
+
+
+def test_states_are_forked_in_sampling(hybrid: Any) -> None:
+    banned = torch.zeros(40, dtype=torch.bool)
+    banned[[7, 8, 9, 10]] = True
+    sampler = Sampler(hybrid, FloatGrid(), banned, frozenset({0}), str, 10000)
+    jobs = [Job((1, 7, *(9,) * 6, 8, *(20 + i,) * (1 + i % 2), 12), (picture(1 + i % 2),), (),
+                f"k{i}", 4, Sampling(max_new_tokens=30), 99) for i in range(4)]
+    plain = Plain(hybrid, FloatGrid(), banned, 10000)
+    ends = set()
+    for job, drawn in zip(jobs, sampler.draw(jobs), strict=True):
+        for d in drawn:
+            row = Row((*job.prompt, *d.token_ids),
+                      (False,) * len(job.prompt) + (True,) * len(d.token_ids), job.media,
+                      len(job.prompt))
+            with torch.no_grad():
+                assert plain([row])[0][0].tolist() == pytest.approx(list(d.logprobs or ()),
+                                                                    abs=1e-5)
+            ends.add(d.finish_reason)
+    assert ends == {"stop", "length"} and not sampler.why_not and sampler.checked
+
+
+class FloatGrid(GridReader):
+    def inputs(self, sequences: Sequence[Any]) -> dict[str, torch.Tensor]:
+        found = super().inputs(sequences)
+        return {**found, "pixel_values": found["pixel_values"].float()}

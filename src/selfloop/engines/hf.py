@@ -5,6 +5,7 @@ The optimizer and the published versions come from `Learner`; this file is the p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +17,11 @@ from selfloop.engines import hf_save, tokens
 from selfloop.engines.hf_decode import Drawn, Job, Sampler
 from selfloop.engines.hf_load import LoRA, load
 from selfloop.engines.hf_prompt import Prompts
+from selfloop.optimize.checkpointing import enable
 from selfloop.optimize.learner import Learner
+from selfloop.optimize.memory import fitting
 from selfloop.optimize.prefix import Shared
-from selfloop.optimize.rows import Row, rows_of
+from selfloop.optimize.rows import Row, Weight, rows_of
 from selfloop.roles import Request, SelfloopError
 from selfloop.types import Branch, Context, Media, Turn
 
@@ -30,7 +33,8 @@ class HFEngine(Learner):
 
     `dtype`: float32, bfloat16, float16 or auto (as saved). `device`: auto, cpu, cuda. `freeze`:
     some of "vision", "projector", "language". `max_batch_tokens` bounds prompt and answer tokens
-    of one forward pass. With `lora`, only the adapters learn. Remote code is never run.
+    of one forward pass. With `lora`, only the adapters learn. `checkpointing` recomputes layers in
+    the backward pass: less memory for about a third more time. Remote code is never run.
 
     Raises SelfloopError, in one line, for a folder that is not such a model.
     """
@@ -39,13 +43,15 @@ class HFEngine(Learner):
 
     def __init__(self, model: str | Path, *, lora: LoRA | None = None, dtype: str = "float32",
                  device: str = "auto", threads: int | None = None, max_batch_tokens: int = 32768,
-                 freeze: tuple[str, ...] = ()) -> None:
+                 freeze: tuple[str, ...] = (), checkpointing: bool = False) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
         self.name = str(model)
         self.loaded = load(model, lora=lora, dtype=dtype, device=device, freeze=freeze)
         self.lora, self.frozen, self.max_batch_tokens = lora, freeze, max_batch_tokens
         self.model, self.processor = self.loaded.model, self.loaded.processor
+        if checkpointing:
+            enable(self.model)
         self._wire(max_batch_tokens)
         super().__init__(self, tokens_per_batch=max_batch_tokens)
 
@@ -71,6 +77,7 @@ class HFEngine(Learner):
         self.banned_V = banned_V
         self.sampler = Sampler(net, self.prompts, banned_V, ends, self.decode, budget)
         self.scorer = Shared(net, self.prompts, banned_V, budget)
+        self.scorer.vision = self._vision_tokens
 
     # -- text and pictures ------------------------------------------------------------------
 
@@ -109,7 +116,7 @@ class HFEngine(Learner):
         """
         with self.at_version(version):
             jobs = [self._job(request) for request in requests]
-            drawn = self.sampler.draw(jobs)
+            drawn = fitting(lambda: self.sampler.draw(jobs), self.sampler.smaller)
         return [[_turn(job, d) for d in row] for job, row in zip(jobs, drawn, strict=True)]
 
     def _job(self, request: Request) -> Job:
@@ -144,6 +151,24 @@ class HFEngine(Learner):
     def training_path(self) -> str:
         """"shared prefix", or "plain: " and why."""
         return f"plain: {self.scorer.why_not}" if self.scorer.why_not else "shared prefix"
+
+    def weigh(self, row: Row) -> Weight:
+        """What a row adds to a forward pass, in tokens; a shared prompt counts once."""
+        return self.scorer.weigh(row)
+
+    def _vision_tokens(self, media: tuple[Media, ...]) -> int:
+        """Patches of these pictures, as language tokens that would keep as much for backward."""
+        vision = getattr(self.model.config, "vision_config", None)
+        text = self.model.config.get_text_config(decoder=True)
+        width, depth = (int(getattr(vision, n, 0)) for n in ("hidden_size", "num_hidden_layers"))
+        depth = depth or getattr(vision, "depth", 0)
+        patch = getattr(vision, "patch_size", 0)
+        if not (width and depth and isinstance(patch, int) and patch) or "vision" in self.frozen:
+            return 0
+        numbers = sum(t.numel() for t in self.prompts.pixels(media).values()
+                      if t.is_floating_point())
+        share: float = width * depth / (text.hidden_size * text.num_hidden_layers)
+        return math.ceil(numbers / (3 * patch * patch) * share)
 
     def trainable(self) -> dict[str, torch.Tensor]:
         """Name -> parameter that learns, in the model's own order."""

@@ -1,7 +1,8 @@
-"""Batched sampling: each prompt with its pictures is run once, its cache repeated for n draws.
+"""Batched sampling: each prompt with its pictures is run once and forked for all of its draws.
 
-Randomness belongs to the draw: token t of draw i is the inverse CDF at the t-th uniform of the key
-"{key}/{i}", so a draw does not depend on what else is in the batch (beyond float noise).
+Prompts of any lengths are decoded together. Randomness belongs to the draw: token t of draw i is
+the inverse CDF at the t-th uniform of the key "{key}/{i}", so a draw does not depend on what else
+is in the batch (beyond float noise).
 """
 
 from __future__ import annotations
@@ -13,13 +14,20 @@ from typing import Any
 
 import torch
 
+from selfloop.engines.hf_cache import Copied, Forked
+from selfloop.engines.picking import pick
 from selfloop.keys import uniforms
-from selfloop.optimize.prefix import after, mrope_offsets
-from selfloop.optimize.score import Reader
-from selfloop.roles import Sampling
+from selfloop.optimize.memory import out_of_memory
+from selfloop.optimize.prefix import unsupported
+from selfloop.optimize.rows import Row
+from selfloop.optimize.score import Plain, Reader
+from selfloop.roles import Sampling, SelfloopError
 from selfloop.types import FinishReason, Media
 
-Offsets = tuple[bool, torch.Tensor | None]
+CLOSE = {torch.float64: 1e-7, torch.float32: 1e-3}
+"""Largest difference of a drawn token's log-prob from the plain path's; other dtypes: 0.5."""
+Pairs = Sequence[tuple[int, int]]
+"""(job, draw)."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +73,13 @@ class Sampler:
     ends: frozenset[int]
     decode: Callable[[Sequence[int]], str]
     budget: int
-    """Cached tokens (rows times prompt and answer) of one batch."""
-    copies: bool = field(default=False)
-    """Whether prompts are run once per draw, because this model's cache cannot be repeated."""
+    """Cached tokens (prompts and answers) of one batch."""
+    why_not: str = field(default="")
+    """Why prompts are run once per draw; "" while they are forked."""
+    checked: bool = field(default=False)
+
+    def __post_init__(self) -> None:
+        self.why_not = self.why_not or unsupported(self.model)
 
     @torch.no_grad()
     def draw(self, jobs: Sequence[Job]) -> list[list[Drawn]]:
@@ -78,87 +90,122 @@ class Sampler:
                 found[j][i] = drawn
         return [[d for d in row if d is not None] for row in found]
 
+    def smaller(self, why: str) -> None:
+        """Draw in batches half as large. Raises SelfloopError when one draw is too much."""
+        if self.budget <= 16:
+            raise SelfloopError(f"out of memory on a single draw ({why}): use smaller pictures or "
+                                "lower max_new_tokens")
+        self.budget //= 2
+        warnings.warn(f"out of memory while drawing: batches are cut to {self.budget} tokens",
+                      stacklevel=2)
+
     def _batches(self, jobs: Sequence[Job]) -> list[list[tuple[int, int]]]:
-        """(job, draw) pairs of equal prompt length, alike pixels and decoding, within budget.
+        """(job, draw) pairs decoded alike, prompts in order of length, within the budget.
 
         A job is split only when its own draws pass the budget; its prompt is then run again.
         """
         alike: dict[Hashable, list[int]] = {}
         for j, job in enumerate(jobs):
-            key = (len(job.ids), self.reader.signature(job.media), job.sampling, job.steps)
-            alike.setdefault(key, []).append(j)
+            alike.setdefault((job.sampling, job.steps), []).append(j)
         found: list[list[tuple[int, int]]] = []
         for mine in alike.values():
-            job = jobs[mine[0]]
-            most = max(1, self.budget // (len(job.ids) + job.steps))
+            mine.sort(key=lambda j: (
+                len(jobs[j].ids), repr(self.reader.signature(jobs[j].media)), jobs[j].ids,
+                [m.identity for m in jobs[j].media], j))
             batch: list[tuple[int, int]] = []
+            spent = 0
             for j in mine:
+                prompt, steps = len(jobs[j].ids), jobs[j].steps
+                most = max(1, (self.budget - prompt) // max(1, steps))
                 for at in range(0, jobs[j].n, most):
                     pairs = [(j, i) for i in range(at, min(jobs[j].n, at + most))]
-                    if len(batch) + len(pairs) > most and batch:
+                    size = prompt + len(pairs) * steps
+                    if batch and spent + size > self.budget:
                         found.append(batch)
-                        batch = []
-                    batch += pairs
+                        batch, spent = [], 0
+                    batch, spent = batch + pairs, spent + size
             found.append(batch)
         return [batch for batch in found if batch]
 
-    def _run(self, jobs: Sequence[Job], batch: Sequence[tuple[int, int]]) -> list[Drawn]:
-        job = jobs[batch[0][0]]
-        contexts: dict[Hashable, int] = {}
-        owner = [contexts.setdefault(_context(jobs[j]), len(contexts)) for j, _ in batch]
-        firsts = [jobs[batch[owner.index(c)][0]] for c in range(len(contexts))]
-        state = self._prefill(firsts, owner)
-        device = self.banned_V.device
+    def _run(self, jobs: Sequence[Job], batch: Pairs) -> list[Drawn]:
+        if self.why_not:
+            return self._copied(jobs, batch)
+        try:
+            drawn = self._decoded(jobs, batch, Forked)
+            if not self.checked:
+                self._check(jobs, batch, drawn)
+        except Exception as error:  # any failure here has a correct answer: no fork
+            if out_of_memory(error):
+                raise
+            lines = str(error).splitlines() or [""]
+            self.why_not = f"{type(error).__name__}: {lines[0][:200]}"
+        if not self.why_not:
+            return drawn
+        warnings.warn(f"{type(self.model).__name__}'s prompts cannot be forked ({self.why_not}): "
+                      "each draw runs its own prompt, which is slower", stacklevel=2)
+        return self._copied(jobs, batch)
+
+    def _copied(self, jobs: Sequence[Job], batch: Pairs) -> list[Drawn]:
+        """Each draw with its own copy of the prompt; only prompts of one shape at a time."""
+        alike: dict[Hashable, list[int]] = {}
+        for place, (j, _) in enumerate(batch):
+            key = (len(jobs[j].ids), self.reader.signature(jobs[j].media))
+            alike.setdefault(key, []).append(place)
+        found: dict[int, Drawn] = {}
+        for places in alike.values():
+            job = jobs[batch[places[0]][0]]
+            most = max(1, self.budget // (len(job.ids) + job.steps))
+            for at in range(0, len(places), most):
+                mine = places[at:at + most]
+                drawn = self._decoded(jobs, [batch[p] for p in mine], Copied)
+                found.update(zip(mine, drawn, strict=True))
+        return [found[place] for place in range(len(batch))]
+
+    def _decoded(self, jobs: Sequence[Job], batch: Pairs, way: type[Forked] | type[Copied]
+                 ) -> list[Drawn]:
+        job, device = jobs[batch[0][0]], self.banned_V.device
         uniform_NR = torch.stack([
             torch.from_numpy(uniforms(f"{jobs[j].key}/{i}", job.steps)) for j, i in batch
         ]).to(device)
-        text = _Text(self, len(batch), job, state.logits)
+        state = way(self.model, self.reader, [jobs[j] for j, _ in batch])
+        text = _Text(self, len(batch), job, state.logits_NV)
         rows_N = torch.arange(len(batch), device=device)
-        owner_N = torch.tensor(owner, device=device)
         for step in range(job.steps):
-            token_N, logp_N = pick(state.logits, uniform_NR[rows_N, step], job.sampling,
+            token_N, logp_N = pick(state.logits_NV, uniform_NR[rows_N, step], job.sampling,
                                    self.banned_V)
             open_N = text.write(step, rows_N, token_N, logp_N)
-            if step + 1 == job.steps or not bool(open_N.any()):
+            left = int(open_N.sum())
+            if step + 1 == job.steps or not left:
                 break
-            # A copy of the cache costs about one step, so closed rows leave in bulk.
-            if not self.copies and int(open_N.sum()) <= 0.85 * len(rows_N):
+            # Leaving costs about one step, so closed rows leave in bulk.
+            if left <= 0.85 * len(rows_N):
                 keep_M = open_N.nonzero()[:, 0]
-                state.cache.batch_select_indices(keep_M)
-                rows_N, token_N, owner_N = rows_N[keep_M], token_N[keep_M], owner_N[keep_M]
-            positions = after(len(job.ids) + step, 1, owner_N, state.mrope)
-            out = self.model(input_ids=token_N[:, None], position_ids=positions,
-                             past_key_values=state.cache, use_cache=True)
-            state.logits, state.cache = out.logits[:, -1], out.past_key_values
+                state.select(keep_M)
+                rows_N, token_N = rows_N[keep_M], token_N[keep_M]
+            state.advance(step, token_N)
         return text.drawn()
 
-    def _prefill(self, firsts: Sequence[Job], owner: list[int]) -> _State:
-        """Run each distinct prompt once and give every draw its prompt's cache."""
-        owner_N = torch.tensor(owner, device=self.banned_V.device)
-        if not self.copies:
-            inputs = self.reader.inputs([(job.ids, job.media) for job in firsts])
-            out = self.model(**inputs, use_cache=True, logits_to_keep=1)
-            try:
-                out.past_key_values.batch_select_indices(owner_N)
-                return _State(out.logits[:, -1][owner_N], out.past_key_values,
-                              mrope_offsets(self.model))
-            except (AttributeError, NotImplementedError, TypeError) as error:
-                self.copies = True
-                warnings.warn(
-                    f"{type(self.model).__name__}'s cache cannot be repeated ({error}): each draw "
-                    "runs its own prompt, which is slower", stacklevel=2)
-        inputs = self.reader.inputs([(firsts[c].ids, firsts[c].media) for c in owner])
-        out = self.model(**inputs, use_cache=True, logits_to_keep=1)
-        return _State(out.logits[:, -1], out.past_key_values,
-                      _first(mrope_offsets(self.model), owner))
-
-
-@dataclass
-class _State:
-    logits: torch.Tensor
-    cache: Any
-    mrope: Offsets
-    """M-RoPE offsets [C, 1] of the distinct prompts (see optimize/prefix.py)."""
+    def _check(self, jobs: Sequence[Job], batch: Pairs, drawn: Sequence[Drawn]) -> None:
+        """A few drawn tokens' log-probs against the plain path, once."""
+        rows: list[Row] = []
+        given: list[torch.Tensor] = []
+        for (j, _), one in zip(batch, drawn, strict=True):
+            if one.logprobs and len(rows) < 2 and not (rows and rows[0].prompt == len(
+                    jobs[j].ids)):
+                ids = (*jobs[j].ids, *one.token_ids)
+                trained = (False,) * len(jobs[j].ids) + (True,) * len(one.token_ids)
+                rows.append(Row(ids, trained, jobs[j].media, len(jobs[j].ids),
+                                temperature=jobs[j].sampling.temperature))
+                given.append(torch.tensor(one.logprobs, dtype=torch.float64))
+        if not rows:
+            return
+        self.checked = True
+        plain = Plain(self.model, self.reader, self.banned_V, self.budget)(rows)[0]
+        gap = max(float((a.cpu().double() - b).abs().max())
+                  for a, b in zip(plain, given, strict=True))
+        limit = CLOSE.get(next(self.model.parameters()).dtype, 0.5)
+        if not gap <= limit:
+            self.why_not = f"log-probs differ from the plain path by {gap:.3g} > {limit:g}"
 
 
 class _Text:
@@ -203,53 +250,3 @@ class _Text:
         return [Drawn(tuple(t[:n]), None if self.greedy else tuple(lp[:n]),
                       "length" if still else "stop")
                 for t, lp, n, still in zip(tokens, logps, lengths, opened, strict=True)]
-
-
-def pick(logits_NV: torch.Tensor, uniform_N: torch.Tensor, sampling: Sampling,
-         banned_V: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """One token a row, by inverse CDF in float64, and its log-prob (None when greedy).
-
-    The log-prob is after temperature and banned tokens, before top-k, top-p and min-p.
-    """
-    wide_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
-    wide_NV = wide_NV.masked_fill(banned_V, -torch.inf)
-    if sampling.temperature == 0:
-        return wide_NV.argmax(-1), None
-    logp_NV = torch.log_softmax(wide_NV / sampling.temperature, -1)
-    p_NV = filtered(logp_NV.double().exp(), sampling)
-    cdf_NV = p_NV.cumsum(-1)
-    total_N1 = cdf_NV[:, -1:]
-    # Strictly below the total, so that the token found always has probability of its own.
-    point_N1 = torch.minimum(uniform_N[:, None] * total_N1,
-                             torch.nextafter(total_N1, torch.zeros_like(total_N1)))
-    token_N = torch.searchsorted(cdf_NV, point_N1, right=True)[:, 0]
-    return token_N, logp_NV.gather(1, token_N[:, None])[:, 0]
-
-
-def filtered(p_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """Probabilities with those outside min-p, top-k and top-p at zero (not renormalised)."""
-    if sampling.min_p > 0:
-        p_NV = p_NV.masked_fill(p_NV < sampling.min_p * p_NV.amax(-1, keepdim=True), 0.0)
-    if not sampling.top_k and sampling.top_p >= 1:
-        return p_NV
-    sorted_NV, order_NV = p_NV.sort(dim=-1, descending=True, stable=True)
-    if sampling.top_k:
-        sorted_NV[:, sampling.top_k:] = 0.0
-    if sampling.top_p < 1:
-        # The smallest set that reaches top_p of the mass: drop where the mass before is enough.
-        before_NV = sorted_NV.cumsum(-1) - sorted_NV
-        enough_NV = before_NV >= sampling.top_p * sorted_NV.sum(-1, keepdim=True)
-        sorted_NV = sorted_NV.masked_fill(enough_NV, 0.0)
-    return torch.zeros_like(p_NV).scatter(1, order_NV, sorted_NV)
-
-
-def _first(mrope: Offsets, owner: list[int]) -> Offsets:
-    """Offsets of the rows of n copies, reduced to one per distinct prompt."""
-    three, offsets = mrope
-    if offsets is not None:
-        offsets = offsets[[owner.index(c) for c in range(max(owner) + 1)]]
-    return three, offsets
-
-
-def _context(job: Job) -> Hashable:
-    return job.ids, tuple(m.identity for m in job.media)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from selfloop import keys
-from selfloop.optimize.rows import Row, rows_of
+from selfloop.optimize.rows import Row, Weight, rows_of
 from selfloop.roles import Request, SelfloopError
 from selfloop.types import Branch, Context, Media, Turn, digest
 
@@ -92,6 +92,10 @@ class ToyEngine:
     def trainable(self) -> dict[str, Any]:
         """The table."""
         return {"table": self.table}
+
+    def weigh(self, row: Row) -> Weight:
+        """A table shares nothing."""
+        return Weight(id(row), row.prompt, len(row.token_ids) - row.prompt)
 
     def _address(self, prompt: Sequence[int], media: Sequence[Media]) -> int:
         return keys.bits(f"{list(prompt)}/{[m.identity for m in media]}") % self.shape[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from selfloop.optimize.rows import Row
+from selfloop.optimize.rows import Row, Weight
 from selfloop.types import AnySignal, Branch
 
 Tensor = Any
@@ -70,6 +70,10 @@ class Policy(Protocol):
         """For each row, its trained tokens' log-probs (1-D, float32, with graph when grad is
         enabled) after the row's temperature, suppressed tokens excluded from the normaliser exactly
         as in sampling; and their entropies if asked."""
+        ...
+
+    def weigh(self, row: Row) -> Weight:
+        """What a row adds to a forward pass: micro-batches are planned by it."""
         ...
 
     def trainable(self) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ whole batch, so micro-batching cannot change the mathematics.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,10 +16,15 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from selfloop.optimize.assemble import advantages, chunks, gaps, micro_batches, scored
 from selfloop.optimize.batch import Batch, Policy, Scored
+from selfloop.optimize.memory import fitting
 from selfloop.optimize.rows import Row
 from selfloop.roles import Known, Loss, Optim, SelfloopError
-from selfloop.types import Advantage, AnySignal, Branch, Pair
+from selfloop.types import AnySignal, Branch, Pair
+
+_LEAST = 16
+"""Tokens of a micro-batch below which it holds one signal, whatever its size."""
 
 
 class Learner:
@@ -85,19 +91,50 @@ class Learner:
         """Log-probs of each branch's trained tokens, rows concatenated."""
         rows_of = [self.policy.rows(branch) for branch in branches]
         flat = [row for rows in rows_of for row in rows]
-        found: list[list[float]] = []
         with torch.no_grad(), self.at_version(version):
-            for chunk in _chunks(flat, self.tokens_per_batch * 4):
-                logps, _ = self.policy.logps([flat[i] for i in chunk])
-                found += [lp.tolist() for lp in logps]
+            found = fitting(lambda: self._scores(flat), self._halve)
         scored = iter(found)
         return [[x for _ in rows for x in next(scored)] for rows in rows_of]
+
+    def _scores(self, rows: Sequence[Row]) -> list[list[float]]:
+        found: list[list[float]] = []
+        for chunk in chunks(rows, self.tokens_per_batch * 4):
+            logps, _ = self.policy.logps([rows[i] for i in chunk])
+            found += [lp.tolist() for lp in logps]
+        return found
 
     # -- learning ---------------------------------------------------------------------------
 
     def forward_backward(self, signals: Sequence[AnySignal], loss: Loss, known: Known
                          ) -> dict[str, float]:
-        """Accumulate gradients of the loss over all signals; returns its terms and monitors."""
+        """Accumulate gradients of the loss over all signals; returns its terms and monitors.
+
+        Where memory runs out, all of it again in micro-batches half as large.
+        """
+        before = {p: None if p.grad is None else p.grad.clone()
+                  for p in self.policy.trainable().values()}
+        asked = self.tokens_per_batch
+
+        def smaller(why: str) -> None:
+            for parameter, gradient in before.items():
+                parameter.grad = None if gradient is None else gradient.clone()
+            self._halve(why)
+
+        found = fitting(lambda: self._forward_backward(signals, loss, known), smaller)
+        if self.tokens_per_batch < asked:
+            warnings.warn(f"out of memory: micro-batches are cut from {asked} to "
+                          f"{self.tokens_per_batch} tokens from here on", stacklevel=2)
+        return found
+
+    def _halve(self, why: str) -> None:
+        if self.tokens_per_batch <= _LEAST:
+            raise SelfloopError(
+                f"out of memory on a single signal ({why}): use smaller pictures or shorter "
+                "answers, checkpointing, LoRA or bfloat16")
+        self.tokens_per_batch //= 2
+
+    def _forward_backward(self, signals: Sequence[AnySignal], loss: Loss, known: Known
+                          ) -> dict[str, float]:
         rows = [{name: self.policy.rows(branch) for name, branch in s.branches.items()
                  if not (s.kind == "distill" and name == "teacher")} for s in signals]
         refused = next((s for s in signals if not loss.accepts(s)), None)
@@ -109,8 +146,8 @@ class Learner:
         tokens = {n: [sum(x.count for x in r.get(n, ())) for r in rows] for n in names}
         units = loss.units(signals, tokens)
         totals: dict[str, float] = {}
-        gaps: list[float] = []
-        for chunk in self._micro_batches(signals, rows):
+        gap: list[float] = []
+        for chunk in micro_batches(self.policy, signals, rows, self.tokens_per_batch):
             batch = self._batch([signals[i] for i in chunk], [rows[i] for i in chunk], chunk,
                                 loss, known)
             terms = loss(batch)
@@ -119,12 +156,12 @@ class Learner:
             for name, (w, x) in terms.items():
                 share = w * float(x.detach()) / max(units[name], 1e-12)
                 totals[name] = totals.get(name, 0.0) + share
-            gaps += _gap(batch)
+            gap += gaps(batch)
         every = [row for named in rows for rs in named.values() for row in rs]
         totals["tokens_read"] = float(sum(len(row.token_ids) for row in every))
         totals["tokens_trained"] = float(sum(row.count for row in every))
-        if gaps:
-            totals["sampler_gap"] = max(gaps)
+        if gap:
+            totals["sampler_gap"] = max(gap)
         return totals
 
     def _backward(self, total: Any, batch: Batch) -> None:
@@ -134,19 +171,6 @@ class Learner:
                 f"the loss became {float(total.detach())} on samples {samples}: nothing was "
                 "stepped; lower Optim.lr or look at these samples with `selfloop show`")
         total.backward()
-
-    def _micro_batches(self, signals: Sequence[AnySignal], rows: list[dict[str, list[Row]]]
-                       ) -> list[list[int]]:
-        """Signals of one kind and shape together, each batch within the token budget."""
-        kinds: dict[Any, list[int]] = {}
-        for i, (signal, named) in enumerate(zip(signals, rows, strict=True)):
-            kinds.setdefault((signal.kind, tuple(sorted(named))), []).append(i)
-        found: list[list[int]] = []
-        for mine in kinds.values():
-            whole = [Row((0,) * sum(len(r.token_ids) for rs in rows[i].values() for r in rs),
-                         (), (), 0) for i in mine]
-            found += [[mine[j] for j in chunk] for chunk in _chunks(whole, self.tokens_per_batch)]
-        return found
 
     def _batch(self, signals: list[AnySignal], rows: list[dict[str, list[Row]]], index: list[int],
                loss: Loss, known: Known) -> Batch:
@@ -164,12 +188,12 @@ class Learner:
                 if entropies is not None:
                     entropy.append(torch.cat(entropies[at:upto]))
                 at = upto
-            branches[name] = _scored(name, parts, entropy, [r[name] for r in rows], index, known)
+            branches[name] = scored(name, parts, entropy, [r[name] for r in rows], index, known)
         answer = branches.get("answer")
         like = {"dtype": logps[0].dtype, "device": logps[0].device}
         return Batch(
             tuple(signals), branches, torch.tensor([s.weight for s in signals], **like),
-            _advantages(signals, answer) if answer is not None else None,
+            advantages(signals, answer) if answer is not None else None,
             torch.tensor([s.margin if isinstance(s, Pair) else 0.0 for s in signals], **like),
         )
 
@@ -240,61 +264,3 @@ class Learner:
 def _contiguous(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Copies that share no storage, as safetensors asks."""
     return {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
-
-
-def _chunks(rows: Sequence[Row], budget: int) -> list[list[int]]:
-    """Indices in order, cut where rows padded to the longest would pass the token budget."""
-    found: list[list[int]] = [[]]
-    longest = 0
-    for i, row in enumerate(rows):
-        longest = max(longest, len(row.token_ids))
-        if found[-1] and longest * (len(found[-1]) + 1) > budget:
-            found.append([])
-            longest = len(row.token_ids)
-        found[-1].append(i)
-    return [chunk for chunk in found if chunk]
-
-
-def _padded(parts: Sequence[Any]) -> Any:
-    return torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
-
-
-def _scored(name: str, parts: list[Any], entropy: list[Any], rows: list[list[Row]],
-            index: list[int], known: Known) -> Scored:
-    mask_BT = _padded([torch.ones_like(p) for p in parts]).detach()
-
-    def given(what: str, otherwise: Sequence[Any] = (None,) * len(index)) -> Any | None:
-        table = known.get(what, {})
-        found = [table.get((i, name), other) for i, other in zip(index, otherwise, strict=True)]
-        if any(f is None for f in found):
-            return None
-        return _padded([torch.tensor(f, dtype=parts[0].dtype, device=parts[0].device)
-                        for f in found])
-
-    drawn = [None if any(r.drawn is None for r in rs) else [x for r in rs for x in r.drawn or ()]
-             for rs in rows]
-    return Scored(_padded(parts), mask_BT, given("old", drawn), given("reference"),
-                  given("teacher"), _padded(entropy) if entropy else None)
-
-
-def _advantages(signals: Sequence[AnySignal], answer: Scored) -> Any:
-    """One number a signal spread over its tokens, or one number a token."""
-    rows = []
-    for signal, mask_T in zip(signals, answer.mask_BT, strict=True):
-        value = signal.advantage if isinstance(signal, Advantage) else 0.0
-        length = int(mask_T.sum())
-        spread = value if isinstance(value, tuple) else (float(value),) * length
-        if (n := len(spread)) != length:
-            raise SelfloopError(f"sample {signal.sample}: {n} token advantages for {length} tokens")
-        rows.append(torch.tensor(spread, dtype=mask_T.dtype, device=mask_T.device))
-    padded_BT = _padded(rows)
-    return torch.nn.functional.pad(padded_BT, (0, answer.mask_BT.shape[1] - padded_BT.shape[1]))
-
-
-def _gap(batch: Batch) -> list[float]:
-    """Largest |sampler - learner| log-prob gap of each drawn answer in this micro-batch."""
-    scored = batch.branches.get("answer")
-    if scored is None or scored.old_BT is None:
-        return []
-    gap_BT = (scored.logp_BT.detach() - scored.old_BT).abs() * scored.mask_BT
-    return [float(g) for g in gap_BT.amax(-1)]

@@ -1,26 +1,29 @@
 """The shared-prefix forward: a prompt with its pictures is run once for all of its answers.
 
-The prompt fills a key-value cache with gradients on; each answer attends to its prompt's entries
-and only its own tokens are run. It is one graph, so gradients into the prompt and the vision tower
-are exactly the sum over the answers. Token cost falls from G(P + R) to P + GR.
+First the prompts, with gradients on; then all answers end to end, without padding, against what
+the prompts left behind (optimize/fork.py). It is one graph, so gradients into the prompt and the
+vision tower are exactly the sum over the answers. Token cost falls from G(P + R) to P + GR, the
+vision tower's from G to 1 (Liu et al., PrefixGrouper, arXiv 2506.05433, does so for one model).
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import DynamicCache
 
-from selfloop.optimize.rows import Row
-from selfloop.optimize.score import Plain, Reader, token_logps
-
-TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
-"""Largest |shared - plain| log-prob that passes the check; other dtypes: 0.1 (their own noise)."""
-
-_ATTENTION = {"full_attention", "sliding_attention"}
+from selfloop.optimize import fork as forks
+from selfloop.optimize.checkpointing import answering
+from selfloop.optimize.head import Head
+from selfloop.optimize.layout import Layout, prompt_key
+from selfloop.optimize.memory import out_of_memory
+from selfloop.optimize.rows import Row, Weight
+from selfloop.optimize.score import Plain, Reader
+from selfloop.optimize.selfcheck import difference
+from selfloop.types import Media
 
 
 class Shared:
@@ -28,34 +31,57 @@ class Shared:
 
     def __init__(self, model: Any, reader: Reader, banned_V: torch.Tensor, budget: int) -> None:
         self.model, self.reader, self.banned_V, self.budget = model, reader, banned_V, budget
-        self.plain = Plain(model, reader, banned_V, budget)
+        self.head = Head(model, banned_V)
+        self.plain = Plain(model, reader, banned_V, budget, self.head)
         self.why_not = unsupported(model)
         """Why the shared path is not used; "" while it is."""
-        self.checked = False
+        self.vision: Callable[[tuple[Media, ...]], int] = lambda media: 0
+        """What pictures add to a forward pass with gradients, in tokens of the language model."""
+        self.checked_to = 0
+        """Longest row for which both paths have been compared."""
+
+    @property
+    def checked(self) -> bool:
+        """Whether both paths have been compared on this model."""
+        return self.checked_to > 0
 
     def __call__(self, rows: Sequence[Row], *, entropy: bool = False
                  ) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
         """Per row, in order, the log-probs of its trained tokens (and entropies if asked)."""
-        units = self._units(rows) if not self._refused() else []
         logps: list[Any] = [None] * len(rows)
         entropies: list[Any] = [None] * len(rows)
-        for unit in self._batches(rows, units):
-            if not self.checked:
-                self.check([rows[i] for i in unit])
-            if self._refused():
+
+        def put(index: Sequence[int], found: Any) -> None:
+            for place, i in enumerate(index):
+                logps[i], entropies[i] = found[0][place], found[1][place] if found[1] else None
+
+        for batch in self._batches(rows):
+            mine = [rows[i] for i in batch]
+            # A window or a chunk of attention may begin only at some length: look again as
+            # rows grow, at each doubling.
+            if max(len(row.token_ids) for row in mine) > self.checked_to:
+                self.check(mine)
+            if self.why_not:
                 break
-            found, measured = self.forward([rows[i] for i in unit], entropy)
-            for place, i in enumerate(unit):
-                logps[i], entropies[i] = found[place], measured[place] if measured else None
+            put(batch, self.forward(mine, entropy))
         rest = [i for i in range(len(rows)) if logps[i] is None]
-        found, measured = self.plain([rows[i] for i in rest], entropy=entropy)
-        for place, i in enumerate(rest):
-            logps[i], entropies[i] = found[place], measured[place] if measured else None
+        put(rest, self.plain([rows[i] for i in rest], entropy=entropy))
         return logps, entropies if entropy else None
 
-    def _refused(self) -> bool:
-        # Checkpointing may be switched on at any time, and transformers then drops the cache.
-        return bool(self.why_not) or _checkpointing(self.model)
+    def cost(self, rows: Sequence[Row]) -> int:
+        """Tokens that are run for these rows: a shared prompt counts once."""
+        units = [] if self.why_not else self._units(rows)
+        return sum(len(row.token_ids) for row in rows) - sum(
+            rows[unit[0]].prompt * (len(unit) - 1) for unit in units)
+
+    def weigh(self, row: Row) -> Weight:
+        """What a row adds to a forward pass."""
+        answer = row.token_ids[row.prompt:]
+        alone = bool(self.why_not) or not self.reader.placeholders.isdisjoint(answer)
+        return Weight(id(row) if alone else prompt_key(row),
+                      row.prompt + self.vision(row.media), len(answer))
+
+    # -- which rows go together ---------------------------------------------------------------
 
     def _units(self, rows: Sequence[Row]) -> list[list[int]]:
         """Rows of one prompt on the same pictures, at least two; no picture after the prompt."""
@@ -64,161 +90,160 @@ class Shared:
             answer = row.token_ids[row.prompt:]
             if not answer or not self.reader.placeholders.isdisjoint(answer):
                 continue
-            groups.setdefault(_prompt_key(row), []).append(i)
+            groups.setdefault(prompt_key(row), []).append(i)
         return [group for group in groups.values() if len(group) > 1]
 
-    def _batches(self, rows: Sequence[Row], units: list[list[int]]) -> list[list[int]]:
-        """Units of equal prompt length and alike pixels together, within the token budget."""
-        alike: dict[Any, list[list[int]]] = {}
+    def _batches(self, rows: Sequence[Row]) -> list[list[int]]:
+        """Units in order of their prompts' lengths, each batch within the token budget."""
+        if self.why_not:
+            return []
+        units = sorted(self._units(rows), key=lambda unit: (
+            rows[unit[0]].prompt, repr(self.reader.signature(rows[unit[0]].media))))
+        found: list[list[int]] = [[]]
+        spent = 0
         for unit in units:
-            row = rows[unit[0]]
-            key = (row.prompt, self.reader.signature(row.media))
-            most = max(2, self.budget // max(len(rows[i].token_ids) for i in unit))
-            # An oversized group is cut: each part then runs its prompt again.
-            parts = [unit[at:at + most] for at in range(0, len(unit), most)]
-            alike.setdefault(key, []).extend(parts)
-        found: list[list[int]] = []
-        for parts in alike.values():
-            batch: list[int] = []
-            for part in parts:
-                # Copies of the cached prompt count too: they are what fills the memory.
-                size = max(len(rows[i].token_ids) for i in batch + part) * len(batch + part)
-                if batch and size > self.budget:
-                    found.append(batch)
-                    batch = []
-                batch = batch + part
-            found.append(batch)
-        return found
+            for piece, size in self._pieces(rows, unit):
+                if found[-1] and spent + size > self.budget:
+                    found.append([])
+                    spent = 0
+                found[-1] += piece
+                spent += size
+        return [batch for batch in found if batch]
+
+    def _pieces(self, rows: Sequence[Row], unit: list[int]) -> list[tuple[list[int], int]]:
+        """A unit within the budget; one that is larger is cut, and each part runs its prompt."""
+        prompt = rows[unit[0]].prompt
+        pieces: list[tuple[list[int], int]] = [([], prompt)]
+        for i in unit:
+            answer = len(rows[i].token_ids) - prompt
+            piece, size = pieces[-1]
+            if piece and size + answer > self.budget:
+                pieces.append(([], prompt))
+                piece, size = pieces[-1]
+            pieces[-1] = ([*piece, i], size + answer)
+        return pieces
+
+    # -- the two passes -----------------------------------------------------------------------
 
     def forward(self, rows: Sequence[Row], entropy: bool = False
                 ) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
-        """Rows of equal prompt length through the shared path, with gradients as in plain."""
-        prompt = rows[0].prompt
-        contexts: dict[Any, int] = {}
-        owner = [contexts.setdefault(_prompt_key(row), len(contexts)) for row in rows]
-        firsts = [rows[owner.index(c)] for c in range(len(contexts))]
-        # Plain layers keep every key, so sliding windows are masks and stay exact with gradients.
-        cache = DynamicCache()
-        inputs = self.reader.inputs([
-            (row.token_ids[:prompt], row.media) for row in firsts])
-        out = self.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        mrope, device = mrope_offsets(self.model), out.logits.device
-        owner_N = torch.tensor(owner, device=device)
-        ids_NR, trained_NR = _answers(rows, prompt, device)
-        temperature_N = torch.tensor([row.temperature for row in rows], device=device)
-        kept = [self._logps(out.logits[:, -1].index_select(0, owner_N), ids_NR[:, 0],
-                            temperature_N, entropy)]
-        where_M = torch.zeros(0, dtype=torch.long, device=device)
-        if ids_NR.shape[1] > 1:
-            select(cache, owner_N)
-            positions = after(prompt, ids_NR.shape[1] - 1, owner_N, mrope)
-            logits_NRV = self.model(
-                input_ids=ids_NR[:, :-1], position_ids=positions, past_key_values=cache,
-                use_cache=True).logits
-            later_NR = trained_NR[:, 1:]
-            where_M = later_NR.nonzero()[:, 0]
-            kept.append(self._logps(logits_NRV[later_NR], ids_NR[:, 1:][later_NR],
-                                    temperature_N[where_M], entropy))
-        return (_by_row([k[0] for k in kept], trained_NR),
-                _by_row([k[1] for k in kept], trained_NR) if entropy else None)
+        """Rows through the shared path, with gradients as in the plain one."""
+        laid = Layout(rows, self.reader)
+        ran = [self._prompts([rows[context[0]] for context in block]) for block in laid.blocks]
+        device = ran[0].last_CD.device
+        hidden = [torch.cat([block.last_CD for block in ran])[_index(laid.firsts, device)]]
+        if laid.later:
+            hidden.append(self._answers(rows, laid, ran))
+        logp_M, entropy_M = self.head.logps(
+            torch.cat(hidden), _index(laid.ids, device),
+            torch.tensor(laid.temperatures, device=device), entropy)
+        back_M, counts = _index(laid.back, device), [row.count for row in rows]
+        return (list(torch.split(logp_M[back_M], counts)),
+                list(torch.split(entropy_M[back_M], counts)) if entropy_M is not None else None)
 
-    def _logps(self, logits_MV: Any, ids_M: Any, temperature_M: Any, entropy: bool) -> Any:
-        return token_logps(logits_MV, ids_M, temperature_M, self.banned_V, entropy)
+    def _prompts(self, firsts: Sequence[Row]) -> _Ran:
+        """Prompts of one length with alike pixels, run once each."""
+        prompt = firsts[0].prompt
+        cache = forks.PrefixCache(_text(self.model))
+        inputs = self.reader.inputs([(row.token_ids[:prompt], row.media) for row in firsts])
+        last = _index([prompt - 1], inputs["input_ids"].device)
+        hidden_C1D = self.head.hidden(
+            {**inputs, "past_key_values": cache, "use_cache": True}, last)
+        return _Ran(cache, prompt, hidden_C1D[:, 0], mrope_offsets(self.model))
+
+    def _answers(self, rows: Sequence[Row], laid: Layout, ran: Sequence[_Ran]) -> torch.Tensor:
+        """Hidden states [M, D] at the answer tokens after which a trained one comes."""
+        kept = [b for b, counts in enumerate(laid.counts) if any(counts)]
+        device = ran[0].last_CD.device
+        fork = forks.Fork([forks.Block(ran[b].cache, ran[b].length, tuple(laid.counts[b]))
+                           for b in kept], laid.lengths, device)
+        counts = [n for b in kept for n in laid.counts[b]]
+        owner_T = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(device)
+        ids_T = _index([t for i in laid.order for t in rows[i].token_ids[rows[i].prompt:-1]],
+                       device)
+        three, offsets_T = _moved([ran[b] for b in kept], owner_T)
+        positions_T = fork.start_T + fork.offset_T + offsets_T
+        keep_M = _index(laid.later, device)
+        alone = forks.stateful(_text(self.model))  # a state belongs to a row of the batch
+        if alone:
+            ids_NR, positions_NR = fork.own.pad(ids_T), fork.own.pad(positions_T)
+        else:
+            ids_NR, positions_NR = ids_T[None], positions_T[None]
+        cache = forks.BranchCache(fork, owner_T[fork.offset_T == 0])
+        with answering(self.model, fork):
+            hidden_NKD = self.head.hidden(
+                {"input_ids": ids_NR, "past_key_values": cache, "use_cache": True,
+                 "position_ids": positions_NR.expand(3, *positions_NR.shape) if three
+                 else positions_NR},
+                torch.arange(ids_NR.shape[1], device=device) if alone else keep_M)
+        return fork.own.unpad(hidden_NKD)[keep_M] if alone else hidden_NKD[0]
+
+    # -- the check ----------------------------------------------------------------------------
 
     def check(self, rows: Sequence[Row]) -> float:
-        """Compare with the plain path once; on a difference fall back, loudly. Returns it."""
-        self.checked = True
+        """Compare with the plain path; on a difference fall back, loudly. Returns it."""
+        self.checked_to = 2 * max(len(row.token_ids) for row in rows)
         worst = float("inf")
         try:
-            with torch.no_grad():
-                shared, _ = self.forward(rows)
-                plain, _ = self.plain(rows)
-            gap_N = (torch.cat(shared) - torch.cat(plain)).abs()
-            worst = float(gap_N.max()) if len(gap_N) else 0.0
-            limit = TOLERANCE.get(next(self.model.parameters()).dtype, 0.1)
-            if not worst <= limit:  # also true for NaN
-                self.why_not = f"log-probs differ from the plain path by {worst:.3g} > {limit:g}"
+            worst, self.why_not = difference(self.model, self.forward, self.plain, rows)
         except Exception as error:  # any failure here has a correct answer: the plain path
-            self.why_not = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+            if out_of_memory(error):
+                raise
+            lines = str(error).splitlines() or [""]
+            self.why_not = f"{type(error).__name__}: {lines[0][:200]}"
         if self.why_not:
             warnings.warn(f"shared prefix off for {type(self.model).__name__}: {self.why_not}; "
                           "training uses the plain path, which is slower", stacklevel=2)
         return worst
 
 
-def unsupported(model: Any) -> str:
-    """Why a model's state after the prompt is more than keys and values; "" if it is not."""
-    text = model.config.get_text_config(decoder=True)
-    kinds = set(getattr(text, "layer_types", None) or ()) - _ATTENTION
-    if kinds:
-        return f"layers of kind {', '.join(sorted(kinds))} keep other state than keys and values"
-    if getattr(model.config, "is_encoder_decoder", False):
-        return "encoder-decoder models have no shared prefix"
-    return ""
+@dataclass(frozen=True)
+class _Ran:
+    """C prompts after their forward pass."""
+
+    cache: forks.PrefixCache
+    length: int
+    last_CD: torch.Tensor
+    """Hidden states that predict each answer's first token."""
+    mrope: MRope
 
 
-def _checkpointing(model: Any) -> bool:
-    for name in ("is_activation_checkpointing", "is_gradient_checkpointing"):  # new name, old name
-        if hasattr(type(model), name):
-            return bool(getattr(model, name))
-    return False
+MRope = tuple[bool, torch.Tensor | None]
+"""Whether positions are three-dimensional, and offsets [C, 1] of the prompts just run."""
 
 
-def select(cache: Any, owner_N: torch.Tensor) -> None:
-    """Row n of the cache becomes its former row owner_N[n]; differentiable."""
-    for layer in cache.layers:
-        if type(layer).__name__ != "DynamicLayer":
-            raise NotImplementedError(f"cache layer {type(layer).__name__}")
-        if layer.is_initialized:
-            layer.keys = layer.keys.index_select(0, owner_N)
-            layer.values = layer.values.index_select(0, owner_N)
-
-
-def mrope_offsets(model: Any) -> tuple[bool, torch.Tensor | None]:
-    """(whether positions are three-dimensional, offsets [C, 1] noted in the last prefill).
-
-    M-RoPE models keep each prompt's offset as hidden state in `rope_deltas`; it is read right
+def mrope_offsets(model: Any) -> MRope:
+    """M-RoPE models keep each prompt's offset as hidden state in `rope_deltas`; it is read right
     after the prompt's forward pass and never left to the model to guess from.
     """
     keeper = next((m for m in model.modules() if hasattr(m, "rope_deltas")), None)
     return keeper is not None, keeper.rope_deltas if keeper is not None else None
 
 
-def after(start: int, count: int, owner_N: torch.Tensor,
-          mrope: tuple[bool, torch.Tensor | None]) -> torch.Tensor:
-    """Position ids [N, R] of `count` tokens after `start` prompt tokens; [3, N, R] for M-RoPE."""
-    positions_R = torch.arange(start, start + count, device=owner_N.device)
-    positions_NR = positions_R.expand(len(owner_N), count)
-    three, offsets = mrope
-    if not three:
-        return positions_NR
-    if offsets is not None:
-        positions_NR = positions_NR + offsets.to(owner_N.device)[owner_N].view(-1, 1)
-    return positions_NR.expand(3, *positions_NR.shape)
+def _moved(ran: Sequence[_Ran], owner_T: torch.Tensor) -> tuple[bool, Any]:
+    """Whether positions are three-dimensional, and each token's M-RoPE offset."""
+    three = ran[0].mrope[0]
+    offsets = [block.mrope[1] for block in ran]
+    if not three or any(o is None for o in offsets):
+        return three, 0
+    return three, torch.cat([o.view(-1) for o in offsets if o is not None]).to(
+        owner_T.device)[owner_T]
 
 
-def _prompt_key(row: Row) -> Any:
-    return row.token_ids[:row.prompt], tuple(m.identity for m in row.media)
+def unsupported(model: Any) -> str:
+    """Why a prompt of this model cannot be forked at all; "" if it may."""
+    if getattr(model.config, "is_encoder_decoder", False):
+        return "encoder-decoder models have no shared prefix"
+    try:
+        forks.PrefixCache(_text(model))
+    except NotImplementedError as error:
+        return str(error)
+    return ""
 
 
-def _answers(rows: Sequence[Row], prompt: int, device: Any
-             ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Answer ids [N, R] padded right with zeros, and which are trained."""
-    longest = max(len(row.token_ids) for row in rows) - prompt
-    ids_NR = torch.zeros(len(rows), longest, dtype=torch.long)
-    trained_NR = torch.zeros(len(rows), longest, dtype=torch.bool)
-    for n, row in enumerate(rows):
-        ids_NR[n, :len(row.token_ids) - prompt] = torch.tensor(row.token_ids[prompt:])
-        trained_NR[n, :len(row.trained) - prompt] = torch.tensor(row.trained[prompt:])
-    return ids_NR.to(device), trained_NR.to(device)
+def _text(model: Any) -> Any:
+    return model.config.get_text_config(decoder=True)
 
 
-def _by_row(kept: list[torch.Tensor], trained_NR: torch.Tensor) -> list[torch.Tensor]:
-    """First tokens' values [N] and later ones' values (row-major) as one tensor a row."""
-    full_NR = torch.zeros(trained_NR.shape, dtype=kept[0].dtype, device=trained_NR.device)
-    first = torch.cat([kept[0][:, None], full_NR[:, 1:]], 1)
-    if len(kept) > 1:
-        later_NR = trained_NR.clone()
-        later_NR[:, 0] = False
-        first = first.masked_scatter(later_NR, kept[1])
-    return list(torch.split(first[trained_NR], trained_NR.sum(1).tolist()))
+def _index(values: Sequence[int], device: Any) -> torch.Tensor:
+    return torch.tensor(list(values), dtype=torch.long, device=device)

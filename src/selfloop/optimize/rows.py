@@ -7,7 +7,7 @@ re-tokenised.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 from selfloop.types import Branch, Context, Media, Turn
@@ -30,6 +30,16 @@ class Row:
     def count(self) -> int:
         """Trained tokens."""
         return sum(self.trained)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """What a row adds to a forward pass, in tokens; rows of equal key share their prompt."""
+
+    key: Hashable
+    prompt: int
+    """The prompt, with its pictures' share of the vision tower."""
+    answer: int
 
 
 Render = Callable[[Context], tuple[tuple[int, ...], tuple[Media, ...]]]

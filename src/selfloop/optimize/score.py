@@ -1,7 +1,7 @@
 """Rows to log-probs: the plain path, one forward pass over whole sequences padded on the right.
 
 The normaliser is the sampler's own: float32, divided by the row's temperature, suppressed tokens
-at minus infinity. Logits are computed on answer positions only.
+at minus infinity. Logits are computed on trained positions only.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
+from selfloop.optimize.head import Head
 from selfloop.optimize.rows import Row
 from selfloop.types import Media
 
@@ -40,27 +41,13 @@ class Answers(Protocol):
                  ) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]: ...
 
 
-def token_logps(
-    logits_NV: torch.Tensor, ids_N: torch.Tensor, temperature_N: torch.Tensor,
-    banned_V: torch.Tensor, entropy: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Log-probs of given tokens (nats), and the distribution's entropies, in float32 or wider."""
-    wide_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
-    wide_NV = wide_NV.masked_fill(banned_V, -torch.inf) / temperature_N[:, None].to(wide_NV.dtype)
-    logp_NV = torch.log_softmax(wide_NV, -1)
-    logp_N = logp_NV.gather(1, ids_N[:, None])[:, 0]
-    if not entropy:
-        return logp_N, None
-    # 0 * -inf is NaN, in the value and in its gradient: banned tokens are taken out first.
-    kept_NV = logp_NV.masked_fill(banned_V, 0.0)
-    return logp_N, -(kept_NV.exp().masked_fill(banned_V, 0.0) * kept_NV).sum(-1)
-
-
 class Plain:
     """Whole sequences, each row with its own copy of the prompt."""
 
-    def __init__(self, model: Any, reader: Reader, banned_V: torch.Tensor, budget: int) -> None:
+    def __init__(self, model: Any, reader: Reader, banned_V: torch.Tensor, budget: int,
+                 head: Head | None = None) -> None:
         self.model, self.reader, self.banned_V, self.budget = model, reader, banned_V, budget
+        self.head = head or Head(model, banned_V)
 
     def __call__(self, rows: Sequence[Row], *, entropy: bool = False
                  ) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
@@ -73,6 +60,10 @@ class Plain:
                 logps[i] = found[place]
                 entropies[i] = measured[place] if measured is not None else None
         return logps, entropies if entropy else None
+
+    def cost(self, rows: Sequence[Row]) -> int:
+        """Tokens run for these rows, padding left out."""
+        return sum(len(row.token_ids) for row in rows)
 
     def _batches(self, rows: Sequence[Row]) -> list[list[int]]:
         """Row indices, similar lengths together, padded size within the token budget."""
@@ -95,19 +86,18 @@ class Plain:
                  ) -> tuple[Sequence[torch.Tensor], Sequence[torch.Tensor] | None]:
         inputs = self.reader.inputs([(row.token_ids, row.media) for row in rows])
         ids_BT = inputs["input_ids"]
+        device = ids_BT.device
         first = min(row.prompt for row in rows) - 1
-        keep_T = torch.arange(first, ids_BT.shape[1] - 1, device=ids_BT.device)
-        logits_BTV = self.model(**inputs, use_cache=False, logits_to_keep=keep_T).logits
+        keep_K = torch.arange(first, ids_BT.shape[1] - 1, device=device)
+        hidden_BKD = self.head.hidden({**inputs, "use_cache": False}, keep_K)
         trained_BT = torch.zeros(ids_BT.shape, dtype=torch.bool)
         for b, row in enumerate(rows):
             trained_BT[b, :len(row.trained)] = torch.tensor(row.trained)
-        trained_BT = trained_BT[:, first + 1:].to(ids_BT.device)
+        trained_BK = trained_BT[:, first + 1:].to(device)
         counts = [row.count for row in rows]
-        temperature_N = torch.tensor(
-            [row.temperature for row in rows], device=ids_BT.device).repeat_interleave(
-                torch.tensor(counts, device=ids_BT.device))
-        logp_N, entropy_N = token_logps(
-            logits_BTV[trained_BT], ids_BT[:, first + 1:][trained_BT], temperature_N,
-            self.banned_V, entropy)
-        return (torch.split(logp_N, counts),
-                torch.split(entropy_N, counts) if entropy_N is not None else None)
+        temperature_N = torch.tensor([row.temperature for row in rows], device=device)
+        logp_M, entropy_M = self.head.logps(
+            hidden_BKD[trained_BK], ids_BT[:, first + 1:][trained_BK],
+            temperature_N.repeat_interleave(torch.tensor(counts, device=device)), entropy)
+        return (torch.split(logp_M, counts),
+                torch.split(entropy_M, counts) if entropy_M is not None else None)

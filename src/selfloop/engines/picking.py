@@ -1,0 +1,45 @@
+"""Drawing one token a row: the inverse CDF at a given uniform, so that randomness has a key."""
+
+from __future__ import annotations
+
+import torch
+
+from selfloop.roles import Sampling
+
+
+def pick(logits_NV: torch.Tensor, uniform_N: torch.Tensor, sampling: Sampling,
+         banned_V: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """One token a row, by inverse CDF in float64, and its log-prob (None when greedy).
+
+    The log-prob is after temperature and banned tokens, before top-k, top-p and min-p.
+    """
+    wide_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+    wide_NV = wide_NV.masked_fill(banned_V, -torch.inf)
+    if sampling.temperature == 0:
+        return wide_NV.argmax(-1), None
+    logp_NV = torch.log_softmax(wide_NV / sampling.temperature, -1)
+    p_NV = filtered(logp_NV.double().exp(), sampling)
+    cdf_NV = p_NV.cumsum(-1)
+    total_N1 = cdf_NV[:, -1:]
+    # Strictly below the total, so that the token found always has probability of its own.
+    point_N1 = torch.minimum(uniform_N[:, None] * total_N1,
+                             torch.nextafter(total_N1, torch.zeros_like(total_N1)))
+    token_N = torch.searchsorted(cdf_NV, point_N1, right=True)[:, 0]
+    return token_N, logp_NV.gather(1, token_N[:, None])[:, 0]
+
+
+def filtered(p_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """Probabilities with those outside min-p, top-k and top-p at zero (not renormalised)."""
+    if sampling.min_p > 0:
+        p_NV = p_NV.masked_fill(p_NV < sampling.min_p * p_NV.amax(-1, keepdim=True), 0.0)
+    if not sampling.top_k and sampling.top_p >= 1:
+        return p_NV
+    sorted_NV, order_NV = p_NV.sort(dim=-1, descending=True, stable=True)
+    if sampling.top_k:
+        sorted_NV[:, sampling.top_k:] = 0.0
+    if sampling.top_p < 1:
+        # The smallest set that reaches top_p of the mass: drop where the mass before is enough.
+        before_NV = sorted_NV.cumsum(-1) - sorted_NV
+        enough_NV = before_NV >= sampling.top_p * sorted_NV.sum(-1, keepdim=True)
+        sorted_NV = sorted_NV.masked_fill(enough_NV, 0.0)
+    return torch.zeros_like(p_NV).scatter(1, order_NV, sorted_NV)

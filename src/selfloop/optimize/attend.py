@@ -1,0 +1,245 @@
+"""Attention of answers to their own tokens and to a prompt that they share.
+
+Each answer token sees two sets of keys: its prompt's, kept once for all answers, and its own
+answer's up to itself. The two softmaxes are computed apart and merged by their log-sum-exps,
+which is exact (Juravsky et al., Hydragen, arXiv 2402.05099, section 3.1); all queries of a prompt
+go through one matrix product with its keys. In the backward pass each part is given the merged
+output and log-sum-exp, as in ring attention (Liu et al., arXiv 2310.01889): no score matrix is
+kept. Where a window, a soft cap or another device rules the fused kernel out, the same two parts
+are computed from plain operations.
+
+Shapes: T answer tokens end to end, N answers of at most R, H heads over K key heads, D channels,
+C prompts of P tokens in one block.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface, causal_mask_function
+
+from selfloop.optimize.fork import FORK, Fork, Padding
+
+NAME = "selfloop_fork"
+"""What the decoder's attention is called while answers run."""
+_HIDDEN = -1e30
+"""A score that no softmax sees, finite so that rows without any visible key stay numbers."""
+
+
+def attention(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, *,
+              scaling: float | None = None, softcap: float | None = None, **more: Any
+              ) -> tuple[torch.Tensor, None]:
+    """The function that transformers calls: query [B, H, Q, D] -> [B, Q, H, D]."""
+    fork = FORK.get()
+    lender = getattr(key, "lent_by", None)
+    if fork is None or lender is None:
+        raise NotImplementedError("this layer's keys did not pass the cache unchanged")
+    refused = [name for name in ("s_aux", "sinks", "position_bias") if more.get(name) is not None]
+    if refused:
+        raise NotImplementedError(f"attention with {refused[0]} is not shared")
+    scale = float(scaling if scaling is not None else query.shape[-1] ** -0.5)
+    alone = query.shape[0] > 1  # answers as rows of a batch, or all in one row
+    flat_THD, k_TKD, v_TKD = (
+        fork.own.unpad(x.transpose(1, 2)) if alone else x[0].transpose(0, 1)
+        for x in (query, key, value))
+    if hasattr(lender, "attend"):  # decoding brings its own
+        out_THD = lender.attend(flat_THD, k_TKD, v_TKD, fork, scale, attention_mask, softcap)
+    else:
+        out_THD = attend(flat_THD, k_TKD, v_TKD, fork, lender.lent, scale, attention_mask, softcap)
+    return fork.own.pad(out_THD) if alone else out_THD[None], None
+
+
+def mask(*, mask_function: Any = causal_mask_function, attention_mask: Any = None, **_: Any
+         ) -> torch.Tensor | None:
+    """What each answer token may see, by the model's own rule; None when that is everything.
+
+    Bool [1, 1, T, P + R] for the longest prompt and answer: first the prompt's places, then the
+    answer's. Nothing is known here about windows or chunks: the rule is asked.
+    """
+    fork = FORK.get()
+    if fork is None or attention_mask is not None:
+        raise NotImplementedError("answers of a fork have no padding of their own")
+    if mask_function is causal_mask_function:
+        return None
+    device = fork.device
+    zero = torch.zeros((), dtype=torch.long, device=device)
+    query_T1 = (fork.start_T + fork.offset_T)[:, None]
+    prompt_P = torch.arange(fork.longest, device=device)[None]
+    answer_TR = fork.start_T[:, None] + torch.arange(fork.reach, device=device)
+    first_TP = mask_function(zero, zero, query_T1, prompt_P)
+    own_TR = mask_function(zero, zero, query_T1, answer_TR)
+    causal_TR = answer_TR <= query_T1
+    first_TP = first_TP.expand(fork.tokens, fork.longest) | (prompt_P >= fork.start_T[:, None])
+    own_TR = own_TR.expand(*answer_TR.shape) & causal_TR
+    if bool(first_TP.all()) and bool((own_TR == causal_TR).all()):
+        return None
+    return torch.cat([first_TP, own_TR], -1)[None, None]
+
+
+AttentionInterface.register(NAME, attention)
+AttentionMaskInterface.register(NAME, mask)
+
+
+def attend(q_THD: Any, k_TKD: Any, v_TKD: Any, fork: Fork, lent: Any, scale: float,
+           visible: torch.Tensor | None, softcap: float | None) -> Any:
+    """[T, H, D]: merged attention to the prompts' keys and to the answers' own."""
+    if fusable(q_THD, v_TKD, visible, softcap):
+        flat = [x for pair in lent for x in pair]
+        return _Fused.apply(q_THD, k_TKD, v_TKD, fork, scale, *flat)
+    return _plain(q_THD, k_TKD, v_TKD, fork, lent, scale, visible, softcap)
+
+
+# -- layouts ------------------------------------------------------------------------------------
+
+def fold(x_CMHD: Any, heads: int) -> Any:
+    """[C, M, H, D] -> [C, K, G M, D]: the G query heads of a key head stand in one row with it."""
+    c, m, h, d = x_CMHD.shape
+    return x_CMHD.view(c, m, heads, h // heads, d).permute(0, 2, 3, 1, 4).reshape(c, heads, -1, d)
+
+
+def unfold(x_CKQD: Any, most: int) -> Any:
+    """[C, K, G M, D] -> [C, M, H, D]."""
+    c, k, q, d = x_CKQD.shape
+    return x_CKQD.view(c, k, q // most, most, d).permute(0, 3, 1, 2, 4).reshape(c, most, -1, d)
+
+
+def _rows(x_THD: Any, padding: Padding, heads: int = 0) -> Any:
+    """[T, K, D] -> [N, H, M, D], key heads repeated to `heads`."""
+    x_NKMD = padding.pad(x_THD).transpose(1, 2)
+    times = heads // x_NKMD.shape[1] if heads else 1
+    return x_NKMD if times == 1 else x_NKMD.repeat_interleave(times, dim=1)
+
+
+def _unrows(x_NHMD: Any, padding: Padding) -> Any:
+    """[N, H, M, D] -> [T, H, D]."""
+    return padding.unpad(x_NHMD.transpose(1, 2))
+
+
+def _stretches(fork: Fork, x_T: Any) -> list[Any]:
+    """Each block's tokens."""
+    return list(torch.split(x_T, [sum(block.counts) for block in fork.blocks]))
+
+
+def fusable(q_THD: Any, v_TKD: Any, visible: Any, softcap: float | None) -> bool:
+    """Whether the fused kernel computes this."""
+    return visible is None and not softcap and q_THD.device.type == "cpu" \
+        and v_TKD.shape[-1] == q_THD.shape[-1]
+
+
+def merge(out_THD: Any, lse_TH: Any, far_THD: Any, far_TH: Any) -> tuple[Any, Any]:
+    """Two softmaxes over separate keys as one over all: (output, log-sum-exp)."""
+    lse_Th = torch.logaddexp(lse_TH, far_TH)
+    near_TH1 = (lse_TH - lse_Th).exp()[..., None].to(out_THD.dtype)
+    away_TH1 = (far_TH - lse_Th).exp()[..., None].to(out_THD.dtype)
+    return out_THD * near_TH1 + far_THD * away_TH1, lse_Th
+
+
+# -- the fused kernel ---------------------------------------------------------------------------
+
+flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+_Function: Any = torch.autograd.Function
+
+
+class _Fused(_Function):  # type: ignore[misc]
+    """Two runs of the fused CPU kernel, merged."""
+
+    @staticmethod
+    def forward(ctx: Any, q_THD: Any, k_TKD: Any, v_TKD: Any, fork: Fork,
+                scale: float, *lent: Any) -> Any:
+        heads, own = q_THD.shape[1], fork.own
+        near, near_NHM = flash(_rows(q_THD, own), _rows(k_TKD, own, heads),
+                                _rows(v_TKD, own, heads), 0.0, True, scale=scale)
+        pairs = list(zip(lent[::2], lent[1::2], strict=True))
+        out_THD, lse_TH = merge(_unrows(near, own), _unrows(near_NHM[..., None], own)[..., 0],
+                                *far(q_THD, fork, pairs, scale))
+        ctx.save_for_backward(q_THD, k_TKD, v_TKD, out_THD, lse_TH, *lent)
+        ctx.fork, ctx.scale = fork, scale
+        return out_THD
+
+    @staticmethod
+    def backward(ctx: Any, grad_THD: Any) -> Any:
+        q_THD, k_TKD, v_TKD, out_THD, lse_TH, *lent = ctx.saved_tensors
+        fork, scale = ctx.fork, ctx.scale
+        heads, kinds, own = q_THD.shape[1], k_TKD.shape[1], fork.own
+        # Padding: no gradient comes in, and exp(score - inf) = 0 keeps it out of every sum.
+        near, k, v = _flash_backward(
+            own.fill(own.pad(grad_THD), 0.0).transpose(1, 2), _rows(q_THD, own),
+            _rows(k_TKD, own, heads), _rows(v_TKD, own, heads), _rows(out_THD, own),
+            own.fill(own.pad(lse_TH), torch.inf).transpose(1, 2), 0.0, True, scale=scale)
+        away, rest = [], []
+        parts = (_stretches(fork, x) for x in (q_THD, grad_THD, out_THD, lse_TH))
+        for i, (padding, *part) in enumerate(zip(fork.shared, *parts, strict=True)):
+            q_b, grad_b, out_b, lse_b = (padding.pad(x) for x in part)
+            lse_b = padding.fill(lse_b, torch.inf)[..., None]
+            q, *pair = _flash_backward(
+                fold(padding.fill(grad_b, 0.0), kinds), fold(q_b, kinds), lent[2 * i],
+                lent[2 * i + 1], fold(out_b, kinds), fold(lse_b, kinds)[..., 0], 0.0, False,
+                scale=scale)
+            away.append(padding.unpad(unfold(q, padding.most)))
+            rest += pair
+        return (_unrows(near, own) + torch.cat(away), _unrows(_gathered(k, kinds), own),
+                _unrows(_gathered(v, kinds), own), None, None, *rest)
+
+
+def _gathered(x_NHMD: Any, heads: int) -> Any:
+    """Gradients of repeated key heads, summed."""
+    n, h, m, d = x_NHMD.shape
+    return x_NHMD if h == heads else x_NHMD.view(n, heads, h // heads, m, d).sum(2)
+
+
+# -- plain operations ---------------------------------------------------------------------------
+
+def _plain(q_THD: Any, k_TKD: Any, v_TKD: Any, fork: Fork, lent: Any, scale: float,
+           visible: torch.Tensor | None, softcap: float | None) -> Any:
+    heads, own = q_THD.shape[1], fork.own
+    seen_T = None if visible is None else visible[0, 0]  # [T, P + R]
+    causal_MM = torch.ones(own.most, own.most, dtype=torch.bool, device=q_THD.device).tril()
+    near_N1MM = causal_MM[None, None]
+    if seen_T is not None:
+        near_N1MM = own.pad(seen_T[:, fork.longest:])[:, None] & causal_MM
+    out, lse = part(_rows(q_THD, own), _rows(k_TKD, own, heads), _rows(v_TKD, own, heads), scale,
+                    near_N1MM, softcap)
+    return merge(_unrows(out, own), _unrows(lse[..., None], own)[..., 0],
+                 *far(q_THD, fork, lent, scale, seen_T, softcap, fused=False))[0]
+
+
+def far(q_THD: Any, fork: Fork, lent: Any, scale: float, seen_T: Any = None,
+        softcap: float | None = None, fused: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention to the prompts alone: (output [T, H, D], log-sum-exp [T, H])."""
+    outs, lses = [], []
+    parts = [_stretches(fork, q_THD)] + ([] if seen_T is None else [_stretches(fork, seen_T)])
+    for block, padding, (key, value), (q_b, *seen) in zip(
+            fork.blocks, fork.shared, lent, zip(*parts, strict=True), strict=True):
+        q_CKQD = fold(padding.pad(q_b), key.shape[1])
+        if fused:
+            out, lse = flash(q_CKQD, key, value, 0.0, False, scale=scale)
+        else:
+            first, see = 0, None
+            if seen:
+                see_CMP = padding.pad(seen[0][:, :block.length])
+                columns = see_CMP.flatten(0, 1).any(0).nonzero()
+                # Keys that no answer sees any more (a window has passed) are not multiplied.
+                first = int(columns[0]) if len(columns) else block.length - 1
+                see = see_CMP[:, None, :, first:].repeat(
+                    1, 1, q_THD.shape[1] // key.shape[1], 1)
+            out, lse = part(q_CKQD, key[:, :, first:], value[:, :, first:], scale, see, softcap)
+        outs.append(padding.unpad(unfold(out, padding.most)))
+        lses.append(padding.unpad(unfold(lse[..., None], padding.most))[..., 0])
+    return torch.cat(outs), torch.cat(lses)
+
+
+def part(q_NHQD: Any, k_NHPD: Any, v_NHPD: Any, scale: float, visible: Any,
+         softcap: float | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention over one set of keys: (output [N, H, Q, D], log-sum-exp [N, H, Q], float32)."""
+    score = (q_NHQD @ k_NHPD.transpose(-1, -2)) * scale
+    if softcap:
+        score = softcap * torch.tanh(score / softcap)
+    score = score.to(torch.promote_types(score.dtype, torch.float32))
+    if visible is not None:
+        score = score.masked_fill(~visible, _HIDDEN)
+    return torch.softmax(score, -1).to(v_NHPD.dtype) @ v_NHPD, torch.logsumexp(score, -1)

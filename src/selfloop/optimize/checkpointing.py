@@ -1,0 +1,62 @@
+"""Gradient checkpointing that keeps the shared prefix exact.
+
+transformers' own switch drops the cache, and with it the prefix. Here each layer is recomputed
+(non-reentrant) together with the fork it was run under, over caches that are idempotent: a second
+run writes and reads the same keys (optimize/fork.py). Chen et al. 2016, arXiv 1604.06174.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from selfloop.optimize.attend import NAME
+from selfloop.optimize.fork import FORK, Fork, forking
+
+
+@contextmanager
+def answering(model: Any, fork: Fork | None) -> Iterator[None]:
+    """The decoder's attention belongs to `fork` (None: it is what it was)."""
+    if fork is None:
+        yield
+        return
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    configs = {id(m.config): m.config for m in decoder.modules() if hasattr(m, "config")}
+    before = {key: config._attn_implementation for key, config in configs.items()}
+    with forking(fork):
+        try:
+            for config in configs.values():
+                config._attn_implementation_internal = NAME
+            yield
+        finally:
+            for key, config in configs.items():
+                config._attn_implementation_internal = before[key]
+
+
+def enable(model: Any) -> None:
+    """Recompute every layer that transformers marks as fit for it, whenever gradients are on."""
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            _wrap(model, module)
+
+
+def _wrap(model: Any, module: Any) -> None:
+    inner = module.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return inner(*args, **kwargs)
+        fork = FORK.get()
+
+        def run(*again: Any) -> Any:
+            with answering(model, fork):  # the backward pass has left it long since
+                return inner(*again, **kwargs)
+
+        return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False)
+
+    module.forward = forward

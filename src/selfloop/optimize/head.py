@@ -1,0 +1,163 @@
+"""From a model's last hidden states to log-probs: only where they are asked for, in chunks.
+
+The output head is taken off the model's forward pass by a hook, so that no logits are computed on
+prompts, pictures or padding, and never more than `CHUNK` of them at a time. What a model does to
+its logits after the head (a soft cap, a scale) is measured at first use, not looked up by name.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+CHUNK = 2**26
+"""Logits held at a time (256 MiB in float32); more are recomputed in the backward pass."""
+
+
+class Head:
+    """One model's way from hidden states [M, D] to log-probs of given tokens [M]."""
+
+    def __init__(self, model: Any, banned_V: torch.Tensor, chunk: int = CHUNK) -> None:
+        self.model, self.banned_V, self.chunk = model, banned_V, chunk
+        self.scale, self.cap = 1.0, 0.0
+        self.separate: bool | None = None
+        """Whether the head can be run by itself; False = its logits are taken as they come."""
+
+    def hidden(self, inputs: dict[str, Any], keep_K: torch.Tensor) -> torch.Tensor:
+        """Hidden states [B, K, D] at the places `keep_K` of each row, by one forward pass.
+
+        (Logits [B, K, V] from models whose head cannot be separated.)
+        """
+        if self.separate is False:
+            return self._kept(self._run(inputs, keep_K).logits, keep_K)
+        caught: list[torch.Tensor] = []
+        few = 4 if self.separate is None else 0
+
+        def catch(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            caught.append(args[0])
+            return (args[0][:, :few], *args[1:])
+
+        head = self.model.get_output_embeddings()
+        hook = head.register_forward_pre_hook(catch) if head is not None else None
+        try:
+            out = self._run(inputs, keep_K)
+        finally:
+            if hook is not None:
+                hook.remove()
+        if self.separate is None:
+            self._measure(head, caught, out.logits, few)
+            if not self.separate:
+                return self.hidden(inputs, keep_K)
+        return self._kept(caught[0], keep_K)
+
+    def _run(self, inputs: dict[str, Any], keep_K: torch.Tensor) -> Any:
+        return self.model(**inputs, logits_to_keep=keep_K)
+
+    def _kept(self, found_BKx: torch.Tensor, keep_K: torch.Tensor) -> torch.Tensor:
+        # Some models ignore logits_to_keep and give every place.
+        return found_BKx if found_BKx.shape[1] == len(keep_K) else found_BKx[:, keep_K]
+
+    @torch.no_grad()
+    def _measure(self, head: Any, caught: list[torch.Tensor], logits_BKV: Any, few: int) -> None:
+        """Find the scale or cap between the head's output and the model's logits."""
+        self.separate = False
+        if len(caught) != 1:
+            return
+        raw_BKV = head(caught[0][:, :few])
+        if raw_BKV.shape != logits_BKV.shape:
+            return
+        text = self.model.config.get_text_config(decoder=True)
+        cap = float(getattr(text, "final_logit_softcapping", None) or 0.0)
+        given, raw = logits_BKV.float(), raw_BKV.float()
+        ratio = float((given * raw).sum() / (raw * raw).sum().clamp(min=1e-30))
+        near = 1e-5 if raw_BKV.dtype in (torch.float32, torch.float64) else 2e-2
+        for scale, limit in ((1.0, 0.0), (1.0, cap), (ratio, 0.0)):
+            found = scale * raw if not limit else limit * torch.tanh(raw / limit)
+            if torch.allclose(found, given, rtol=near, atol=near):
+                self.separate, self.scale, self.cap = True, scale, limit
+                return
+
+    def logps(self, hidden_MD: torch.Tensor, ids_M: torch.Tensor, temperature_M: torch.Tensor,
+              entropy: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Log-probs of `ids_M` (nats) and, if asked, entropies, in float32 or wider."""
+        rows = max(1, self.chunk // len(self.banned_V))
+        parts = []
+        for at in range(0, len(hidden_MD), rows):
+            part = (hidden_MD[at:at + rows], ids_M[at:at + rows], temperature_M[at:at + rows],
+                    entropy)
+            again = len(hidden_MD) > rows and torch.is_grad_enabled()
+            parts.append(checkpoint(self._chunk, *part, use_reentrant=False,
+                                    preserve_rng_state=False) if again else self._chunk(*part))
+        if not parts:
+            parts = [self._chunk(hidden_MD, ids_M, temperature_M, entropy)]
+        return (torch.cat([p[0] for p in parts]),
+                torch.cat([p[1] for p in parts]) if entropy else None)
+
+    def _chunk(self, hidden_MD: Any, ids_M: Any, temperature_M: Any, entropy: bool) -> Any:
+        logits_MV = hidden_MD
+        if self.separate:
+            logits_MV = self.model.get_output_embeddings()(hidden_MD)
+            if self.cap:
+                logits_MV = self.cap * torch.tanh(logits_MV / self.cap)
+            elif self.scale != 1.0:
+                logits_MV = logits_MV * self.scale
+        return token_logps(logits_MV, ids_M, temperature_M, self.banned_V, entropy)
+
+
+def token_logps(
+    logits_NV: torch.Tensor, ids_N: torch.Tensor, temperature_N: torch.Tensor,
+    banned_V: torch.Tensor, entropy: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Log-probs of given tokens (nats), and the distribution's entropies, in float32 or wider.
+
+    After temperature, with suppressed tokens out of the normaliser: exactly as they are sampled.
+    """
+    logp_N, entropy_N = _TokenLogps.apply(logits_NV, ids_N, temperature_N, banned_V, entropy)
+    return logp_N, entropy_N if entropy else None
+
+
+_Function: Any = torch.autograd.Function
+
+
+class _TokenLogps(_Function):  # type: ignore[misc]
+    """log p(id) = z[id] - logsumexp(z); the softmax is made again in the backward pass, so that
+    one buffer of logits is kept instead of four."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Any, ids_N: Any, temperature_N: Any,
+                banned_V: Any, entropy: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        z_NV = _scaled(logits_NV, temperature_N, banned_V)
+        lse_N = torch.logsumexp(z_NV, -1)
+        logp_N = z_NV.gather(1, ids_N[:, None])[:, 0] - lse_N
+        entropy_N = lse_N.new_zeros(lse_N.shape)
+        if entropy:  # H = lse - sum p z, suppressed tokens (p = 0, z = -inf) left out
+            p_NV = torch.exp(z_NV - lse_N[:, None])
+            entropy_N = lse_N - (p_NV * z_NV.masked_fill_(banned_V, 0.0)).sum(-1)
+        ctx.save_for_backward(logits_NV, ids_N, temperature_N, banned_V, lse_N, entropy_N)
+        ctx.entropy = entropy
+        return logp_N, entropy_N
+
+    @staticmethod
+    def backward(ctx: Any, grad_N: Any, grad_entropy_N: Any) -> Any:
+        logits_NV, ids_N, temperature_N, banned_V, lse_N, entropy_N = ctx.saved_tensors
+        logp_NV = _scaled(logits_NV, temperature_N, banned_V).sub_(lse_N[:, None])
+        if ctx.entropy:
+            p_NV = logp_NV.exp()
+            # dH/dz = -p (log p + H)
+            surprise_NV = logp_NV.masked_fill_(banned_V, 0.0).add_(entropy_N[:, None])
+            surprise_NV.mul_(-grad_entropy_N[:, None]).sub_(grad_N[:, None])
+            found_NV = surprise_NV.mul_(p_NV)
+        else:
+            found_NV = logp_NV.exp_().mul_(-grad_N[:, None])
+        found_NV.scatter_add_(1, ids_N[:, None], grad_N[:, None].to(found_NV.dtype))
+        found_NV.div_(temperature_N[:, None].to(found_NV.dtype))
+        return found_NV.to(logits_NV.dtype), None, None, None, None
+
+
+def _scaled(logits_NV: Any, temperature_N: Any, banned_V: Any) -> Any:
+    """A fresh buffer of logits over temperature, suppressed tokens at minus infinity."""
+    wide = torch.promote_types(logits_NV.dtype, torch.float32)
+    z_NV = logits_NV.to(wide) / temperature_N[:, None].to(wide)
+    return z_NV.masked_fill_(banned_V, -torch.inf)

@@ -1,0 +1,68 @@
+"""Is the shared path exact on this model? Log-probs and gradients beside the plain path's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from selfloop.optimize.layout import prompt_key
+from selfloop.optimize.rows import Row
+from selfloop.optimize.score import Answers
+
+TOLERANCE = {torch.float64: (1e-8, 1e-5), torch.float32: (1e-4, 1e-2)}
+"""Largest |shared - plain| log-prob, and relative gradient difference, that pass the check.
+Narrower types: 0.1 and no check of gradients (their own noise is of that size)."""
+
+
+def difference(model: Any, shared: Answers, plain: Answers, rows: Sequence[Row]
+               ) -> tuple[float, str]:
+    """(largest log-prob gap in nats, what is wrong or ""), on a few of these rows."""
+    dtype = next(model.parameters()).dtype
+    limit, limit_gradient = TOLERANCE.get(dtype, (0.1, float("inf")))
+    learns = [p for p in model.parameters() if p.requires_grad] \
+        if limit_gradient < float("inf") else []
+    chosen = few(rows)
+    found, ours = measured(shared, chosen, learns)
+    expected, theirs = measured(plain, chosen, learns)
+    worst = float((found - expected).abs().max()) if len(expected) else 0.0
+    if not worst <= limit:  # also true for NaN
+        return worst, f"log-probs differ from the plain path by {worst:.3g} > {limit:g}"
+    if not (gap := apart(ours, theirs)) <= limit_gradient:
+        return worst, (f"gradients differ from the plain path by {gap:.3g} > {limit_gradient:g} "
+                       "of their norm")
+    return worst, ""
+
+
+def few(rows: Sequence[Row]) -> list[Row]:
+    """Two answers to each of the shortest and the longest prompt."""
+    groups: dict[Any, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(prompt_key(row), []).append(row)
+    ordered = sorted(groups.values(), key=lambda group: group[0].prompt)
+    chosen = ordered if len(ordered) < 2 else [ordered[0], ordered[-1]]
+    return [row for group in chosen
+            for row in sorted(group, key=lambda r: -len(r.token_ids))[:2]]
+
+
+def measured(path: Answers, rows: Sequence[Row], learns: list[torch.Tensor]
+              ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Log-probs, and gradients of a fixed mixture of them."""
+    with torch.set_grad_enabled(bool(learns)):
+        logp_M = torch.cat(list(path(rows, entropy=False)[0]))
+        if not learns:
+            return logp_M.detach(), []
+        mixture = torch.arange(1, 1 + len(logp_M), device=logp_M.device).sin()
+        found = torch.autograd.grad((logp_M * mixture).sum(), learns, allow_unused=True)
+    return logp_M.detach(), [torch.zeros_like(p) if g is None else g
+                             for p, g in zip(learns, found, strict=True)]
+
+
+def apart(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> float:
+    """Relative distance of two gradients."""
+    if not theirs:
+        return 0.0
+    gap = sum(float((a - b).double().pow(2).sum()) for a, b in zip(ours, theirs, strict=True))
+    norm = sum(float(b.double().pow(2).sum()) for b in theirs)
+    return float((gap / max(norm, 1e-30)) ** 0.5)
