@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 
+from selfloop import yaml_lines
 from selfloop.durations import seconds
 from selfloop.methods import METHODS, build_loop, closest, options_of
 from selfloop.roles import SelfloopError
@@ -27,6 +28,8 @@ __all__ = ["SEED", "Data", "RunConfig", "build_engine", "build_loop", "load_conf
 
 SEED = Path(__file__).parent / "testbeds" / "seed"
 """What `model: embedded` means: the seed model that ships with the package."""
+_ENGINE = ("dtype", "device", "threads", "checkpointing", "freeze",
+           "max_batch_tokens")
 
 
 class _Part(BaseModel):
@@ -59,6 +62,12 @@ class RunConfig(_Part):
     lora: LoRAConfig | None = None
     dtype: str = "float32"
     device: str = "auto"
+    checkpointing: bool = False
+    """Recompute layers in the backward pass: less memory, about a third more time."""
+    freeze: tuple[str, ...] = ()
+    """Parts that do not learn: vision, projector, language."""
+    max_batch_tokens: int = Field(32768, ge=16)
+    """Tokens of one forward pass; halved, with a warning, when memory runs out."""
     threads: int | None = Field(None, ge=1)
     """CPU threads; results repeat bit for bit only at an equal number."""
     data: DataConfig
@@ -128,68 +137,15 @@ def load_config(path: str | Path = "run.yaml", overrides: Sequence[str] = ()) ->
     Raises SelfloopError in one line naming the file, the line if known, the key and the mend.
     """
     path = Path(path).expanduser().absolute()
-    values, lines = _read(path)
+    values, lines = yaml_lines.read(path)
     for override in overrides:
-        _override(values, override)
+        yaml_lines.override(values, override)
     _refuse_unknown(values, lines, path, overrides)
     try:
         config = RunConfig.model_validate({**values, "home": path.parent})
     except ValidationError as error:
         raise SelfloopError(_first(error, lines, path, overrides)) from None
     return _absolute(config, path.parent)
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
-    """The file's values, and the line of every key."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise SelfloopError(f"{path}: no such file: make one with `selfloop init IMAGES --labels "
-                            "LABELS`, or name another") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SelfloopError(f"{path}: cannot be read: {error}") from None
-    try:
-        lines: dict[tuple[str, ...], int] = {}
-        _number(yaml.compose(text, Loader=yaml.SafeLoader), (), lines, path)
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        what = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise SelfloopError(f"{path}{where}: not YAML: {what}") from None
-    if not isinstance(values, dict):
-        raise SelfloopError(f"{path}: expected keys such as model: and data:, not "
-                            f"{type(values).__name__}")
-    return values, lines
-
-
-def _number(node: Any, at: tuple[str, ...], lines: dict[tuple[str, ...], int], path: Path) -> None:
-    if not isinstance(node, yaml.MappingNode):
-        return
-    for key, value in node.value:
-        here = (*at, str(key.value))
-        if here in lines:
-            raise SelfloopError(f"{path}, line {key.start_mark.line + 1}: {'.'.join(here)!r} is "
-                                f"given twice (first in line {lines[here]}): keep one")
-        lines[here] = key.start_mark.line + 1
-        _number(value, here, lines, path)
-
-
-def _override(values: dict[str, Any], override: str) -> None:
-    name, equals, text = override.partition("=")
-    if not equals or not name:
-        raise SelfloopError(f"{override!r}: expected key=value, such as seed=1 or options.n=4")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text
-    *outer, last = name.split(".")
-    inside = values
-    for key in outer:
-        if not isinstance(inside.setdefault(key, {}), dict):
-            raise SelfloopError(f"{override!r}: {key!r} holds a single value, not further keys")
-        inside = inside[key]
-    inside[last] = value
 
 
 _FIELDS: dict[str, type[BaseModel]] = {"": RunConfig, "data": DataConfig, "lora": LoRAConfig}
@@ -292,7 +248,6 @@ def build_engine(config: RunConfig) -> Engine:
     from selfloop.engines.hf import HFEngine, LoRA
 
     lora = LoRA(**config.lora.model_dump()) if config.lora else None
-    engine = HFEngine(config.model_path, lora=lora, dtype=config.dtype, device=config.device,
-                      threads=config.threads)
+    engine = HFEngine(config.model_path, lora=lora, **{n: getattr(config, n) for n in _ENGINE})
     engine.name = config.model  # "embedded" means the same on every machine, its path does not
     return engine

@@ -121,6 +121,19 @@ def _pictures(engine: Any) -> Iterator[Finding]:
                       "the chat template must write the image token for parts of type image")
     else:
         yield Finding("ok", f"a picture becomes {count} tokens, as many as the model expects")
+    two = _asked("one", "two")
+    with torch.no_grad():
+        both, swapped = (engine.model(**engine.prompts.inputs([engine.render(c)]),
+                                      logits_to_keep=1).logits for c in (two, _asked("two", "one")))
+    twice = sum(t in engine.prompts.placeholders for t in engine.render(two)[0])
+    if twice <= count:
+        yield Finding("error", f"two pictures become {twice} tokens, one becomes {count}",
+                      "the chat template must write every picture of a message")
+    elif torch.equal(both, swapped):
+        yield Finding("warning", "the order of two pictures makes no difference",
+                      "ask about one picture at a time")
+    else:
+        yield Finding("ok", f"two pictures in one prompt become {twice} tokens, in their order")
     if torch.equal(logits[0], logits[1]):
         yield Finding("warning", "two different pictures give the very same prediction",
                       "the pictures do not reach the language model: check the processor")
@@ -189,9 +202,36 @@ def _agreement(engine: Any) -> Iterator[Finding]:
         yield Finding("error", f"sampler and learner log-probs differ by {gap:.3g}",
                       "this model's attention is not causal over the answer, or its positions "
                       "are not; importance ratios would be wrong: use another model")
+
+
+def _paths(engine: Any) -> Iterator[Finding]:
+    """What a prompt leaves behind, and whether its answers may share it: sampling, learning."""
+    from transformers import DynamicCache
+
+    text = engine.model.config.get_text_config(decoder=True)
+    kinds: dict[str, int] = {}
+    for layer in DynamicCache(config=text).layers:
+        name = type(layer).__name__
+        kinds[name] = kinds.get(name, 0) + 1
+    listed = ", ".join(f"{name} x{count}" for name, count in sorted(kinds.items()))
+    yield Finding("ok", f"cache: {listed or 'keys and values'}")
+    why = engine.sampler.why_not
+    yield Finding("warning", f"sampling path: a copy of the prompt for each draw: {why}",
+                  "sampling works, only slower") if why \
+        else Finding("ok", "sampling path: one prompt for all draws")
+    request = Request(context=_asked("one"), key="doctor", n=3,
+                      sampling=Sampling(max_new_tokens=12))
+    turns = engine.generate([request], engine.version)[0]
+    rows = [row for turn in turns
+            for row in engine.rows(Branch(context=request.context, turns=(turn,)))]
+    gaps = engine.compare(rows)
     path = engine.training_path
-    yield Finding("ok" if path == "shared prefix" else "warning", f"training path: {path}",
-                  "" if path == "shared prefix" else "training works, without shared prompts")
+    if path == "shared prefix":
+        yield Finding("ok", "training path: shared prefix; beside the plain path log-probs differ "
+                      f"by {gaps[0]:.1g}, gradients by {gaps[1]:.1g} of their norm")
+    else:
+        yield Finding("warning", f"training path: {path}",
+                      "training works, without shared prompts")
 
 
 def _lora(engine: Any) -> Iterator[Finding]:
@@ -208,14 +248,16 @@ def _lora(engine: Any) -> Iterator[Finding]:
 
 _CHECKS: dict[str, Callable[[Any], Iterator[Finding]]] = {
     "chat template": _template, "pictures": _pictures, "suppressed tokens": _suppressed,
-    "truncation": _truncation, "greedy decoding": _greedy, "log-probs": _agreement, "LoRA": _lora,
+    "truncation": _truncation, "greedy decoding": _greedy, "log-probs": _agreement,
+    "shared prefix": _paths, "LoRA": _lora,
 }
 
 
-def _asked(name: str) -> Context:
-    medium = Media(sha256=hashlib.sha256(name.encode()).hexdigest())
+def _asked(*names: str) -> Context:
+    media = tuple(Media(sha256=hashlib.sha256(name.encode()).hexdigest()) for name in names)
     return Context(prompt=(Message(role="user", content=(
-        Part(type="image"), Part(text="what is in this picture?"))),), media=(medium,))
+        *(Part(type="image") for _ in media), Part(text="what is in this picture?"))),),
+        media=media)
 
 
 def _picture(medium: Media) -> Any:

@@ -116,7 +116,8 @@ class HFEngine(Learner):
         """
         with self.at_version(version):
             jobs = [self._job(request) for request in requests]
-            drawn = fitting(lambda: self.sampler.draw(jobs), self.sampler.smaller)
+            drawn = fitting(lambda: self.sampler.draw(jobs),
+                            lambda why: self.sampler.smaller(why, jobs))
         return [[_turn(job, d) for d in row] for job, row in zip(jobs, drawn, strict=True)]
 
     def _job(self, request: Request) -> Job:
@@ -151,6 +152,14 @@ class HFEngine(Learner):
     def training_path(self) -> str:
         """"shared prefix", or "plain: " and why."""
         return f"plain: {self.scorer.why_not}" if self.scorer.why_not else "shared prefix"
+
+    def compare(self, rows: list[Row]) -> tuple[float, float]:
+        """Both training paths on some rows of one prompt: (log-prob gap in nats, gradient gap).
+
+        The gradient gap is relative to the gradients' norm. On too large a gap the engine takes
+        the plain path from here on (`training_path` says why).
+        """
+        return self.scorer.check(rows) if not self.scorer.why_not else (math.nan, math.nan)
 
     def weigh(self, row: Row) -> Weight:
         """What a row adds to a forward pass, in tokens; a shared prompt counts once."""

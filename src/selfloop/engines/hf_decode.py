@@ -90,12 +90,13 @@ class Sampler:
                 found[j][i] = drawn
         return [[d for d in row if d is not None] for row in found]
 
-    def smaller(self, why: str) -> None:
-        """Draw in batches half as large. Raises SelfloopError when one draw is too much."""
+    def smaller(self, why: str, jobs: Sequence[Job]) -> None:
+        """Draw these in batches half as large. Raises SelfloopError when one draw is too much."""
         if self.budget <= 16:
             raise SelfloopError(f"out of memory on a single draw ({why}): use smaller pictures or "
                                 "lower max_new_tokens")
-        self.budget //= 2
+        most = sum(len(job.ids) + job.n * job.steps for job in jobs)
+        self.budget = min(self.budget, most) // 2
         warnings.warn(f"out of memory while drawing: batches are cut to {self.budget} tokens",
                       stacklevel=2)
 

@@ -92,7 +92,8 @@ class Learner:
         rows_of = [self.policy.rows(branch) for branch in branches]
         flat = [row for rows in rows_of for row in rows]
         with torch.no_grad(), self.at_version(version):
-            found = fitting(lambda: self._scores(flat), self._halve)
+            most = sum(len(row.token_ids) for row in flat)
+            found = fitting(lambda: self._scores(flat), lambda why: self._halve(why, most))
         scored = iter(found)
         return [[x for _ in rows for x in next(scored)] for rows in rows_of]
 
@@ -118,7 +119,9 @@ class Learner:
         def smaller(why: str) -> None:
             for parameter, gradient in before.items():
                 parameter.grad = None if gradient is None else gradient.clone()
-            self._halve(why)
+            self._halve(why, sum(
+                len(row.token_ids) for s in signals for branch in s.branches.values()
+                for row in self.policy.rows(branch)))
 
         found = fitting(lambda: self._forward_backward(signals, loss, known), smaller)
         if self.tokens_per_batch < asked:
@@ -126,12 +129,12 @@ class Learner:
                           f"{self.tokens_per_batch} tokens from here on", stacklevel=2)
         return found
 
-    def _halve(self, why: str) -> None:
+    def _halve(self, why: str, most: int) -> None:
         if self.tokens_per_batch <= _LEAST:
             raise SelfloopError(
                 f"out of memory on a single signal ({why}): use smaller pictures or shorter "
                 "answers, checkpointing, LoRA or bfloat16")
-        self.tokens_per_batch //= 2
+        self.tokens_per_batch = min(self.tokens_per_batch, most) // 2
 
     def _forward_backward(self, signals: Sequence[AnySignal], loss: Loss, known: Known
                           ) -> dict[str, float]:
@@ -217,7 +220,7 @@ class Learner:
         if self._optimizer is None:
             self._optimizer = torch.optim.AdamW(
                 list(self.policy.trainable().values()), lr=optim.lr, betas=optim.betas,
-                weight_decay=optim.weight_decay, foreach=True)
+                weight_decay=optim.weight_decay, fused=True)
         return self._optimizer
 
     def reset_optimizer(self) -> None:
@@ -255,8 +258,8 @@ class Learner:
         if moments:
             state = self._adamw(Optim()).state
             for name, parameter in self.policy.trainable().items():
-                state[parameter] = {  # AdamW keeps its step counts on the CPU
-                    key: found if key == "step" else found.to(parameter.device)
+                state[parameter] = {
+                    key: found.to(parameter.device)
                     for key in ("step", "exp_avg", "exp_avg_sq")
                     if (found := moments.get(f"{key}/{name}")) is not None}
 

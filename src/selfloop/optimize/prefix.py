@@ -180,12 +180,15 @@ class Shared:
 
     # -- the check ----------------------------------------------------------------------------
 
-    def check(self, rows: Sequence[Row]) -> float:
-        """Compare with the plain path; on a difference fall back, loudly. Returns it."""
+    def check(self, rows: Sequence[Row]) -> tuple[float, float]:
+        """Compare with the plain path; on a difference fall back, loudly.
+
+        Returns the largest log-prob gap (nats) and the relative gradient gap.
+        """
         self.checked_to = 2 * max(len(row.token_ids) for row in rows)
-        worst = float("inf")
+        worst = gap = float("inf")
         try:
-            worst, self.why_not = difference(self.model, self.forward, self.plain, rows)
+            worst, gap, self.why_not = difference(self.model, self.forward, self.plain, rows)
         except Exception as error:  # any failure here has a correct answer: the plain path
             if out_of_memory(error):
                 raise
@@ -194,7 +197,7 @@ class Shared:
         if self.why_not:
             warnings.warn(f"shared prefix off for {type(self.model).__name__}: {self.why_not}; "
                           "training uses the plain path, which is slower", stacklevel=2)
-        return worst
+        return worst, gap
 
 
 @dataclass(frozen=True)

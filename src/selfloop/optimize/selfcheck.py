@@ -17,8 +17,11 @@ Narrower types: 0.1 and no check of gradients (their own noise is of that size).
 
 
 def difference(model: Any, shared: Answers, plain: Answers, rows: Sequence[Row]
-               ) -> tuple[float, str]:
-    """(largest log-prob gap in nats, what is wrong or ""), on a few of these rows."""
+               ) -> tuple[float, float, str]:
+    """(largest log-prob gap in nats, relative gradient gap, what is wrong or ""), on a few rows.
+
+    The gradient gap is 0.0 where gradients are not compared.
+    """
     dtype = next(model.parameters()).dtype
     limit, limit_gradient = TOLERANCE.get(dtype, (0.1, float("inf")))
     learns = [p for p in model.parameters() if p.requires_grad] \
@@ -27,12 +30,14 @@ def difference(model: Any, shared: Answers, plain: Answers, rows: Sequence[Row]
     found, ours = measured(shared, chosen, learns)
     expected, theirs = measured(plain, chosen, learns)
     worst = float((found - expected).abs().max()) if len(expected) else 0.0
+    gap = apart(ours, theirs)
+    wrong = ""
     if not worst <= limit:  # also true for NaN
-        return worst, f"log-probs differ from the plain path by {worst:.3g} > {limit:g}"
-    if not (gap := apart(ours, theirs)) <= limit_gradient:
-        return worst, (f"gradients differ from the plain path by {gap:.3g} > {limit_gradient:g} "
-                       "of their norm")
-    return worst, ""
+        wrong = f"log-probs differ from the plain path by {worst:.3g} > {limit:g}"
+    elif not gap <= limit_gradient:
+        wrong = (f"gradients differ from the plain path by {gap:.3g} > {limit_gradient:g} of "
+                 "their norm")
+    return worst, gap, wrong
 
 
 def few(rows: Sequence[Row]) -> list[Row]:
