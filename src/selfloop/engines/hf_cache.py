@@ -24,6 +24,7 @@ from selfloop.optimize.fork import (
     PrefixCache,
     stateful,
 )
+from selfloop.optimize.kernels import kernel_for
 from selfloop.optimize.prefix import mrope_offsets
 from selfloop.optimize.score import Reader
 from selfloop.types import Media
@@ -68,14 +69,14 @@ class DecodingKeys(BranchKeys):
         key, value = (buffer[:, :, :fork.step + 1] for buffer in self.own)
         n, heads, d = q_NHD.shape
         q_NKGD = q_NHD.view(n, k_NKD.shape[1], heads // k_NKD.shape[1], d)
-        fused = attend.fusable(q_NHD, v_NKD, visible, softcap)
         seen_N = None if visible is None else visible[0, 0]
-        if fused:
-            out, lse = attend.flash(q_NKGD, key, value, 0.0, False, scale=scale)
+        kernel = None if visible is not None or softcap else kernel_for(q_NHD, v_NKD)
+        if kernel is not None:
+            out, lse = kernel.forward(q_NKGD, key, value, False, scale)
         else:
             mine = None if seen_N is None else seen_N[:, None, None, fork.longest:]
             out, lse = attend.part(q_NKGD, key, value, scale, mine, softcap)
-        far = attend.far(q_NHD, fork, self.pairs, scale, seen_N, softcap, fused)
+        far = attend.far(q_NHD, fork, self.pairs, scale, seen_N, softcap, kernel)
         return attend.merge(out.flatten(1, 2), lse.flatten(1), *far)[0]
 
     def _write(self, k_NKD: Any, v_NKD: Any, step: int) -> None:

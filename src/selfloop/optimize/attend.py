@@ -5,8 +5,8 @@ answer's up to itself. The two softmaxes are computed apart and merged by their 
 which is exact (Juravsky et al., Hydragen, arXiv 2402.05099, section 3.1); all queries of a prompt
 go through one matrix product with its keys. In the backward pass each part is given the merged
 output and log-sum-exp, as in ring attention (Liu et al., arXiv 2310.01889): no score matrix is
-kept. Where a window, a soft cap or another device rules the fused kernel out, the same two parts
-are computed from plain operations.
+kept. Where a window or a soft cap rules the fused kernels (optimize/kernels.py) out, the same two
+parts are computed from plain operations.
 
 Shapes: T answer tokens end to end, N answers of at most R, H heads over K key heads, D channels,
 C prompts of P tokens in one block.
@@ -21,6 +21,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, causal_mask_function
 
 from selfloop.optimize.fork import FORK, Fork, Padding
+from selfloop.optimize.kernels import Kernel, kernel_for
 
 NAME = "selfloop_fork"
 """What the decoder's attention is called while answers run."""
@@ -85,9 +86,10 @@ AttentionMaskInterface.register(NAME, mask)
 def attend(q_THD: Any, k_TKD: Any, v_TKD: Any, fork: Fork, lent: Any, scale: float,
            visible: torch.Tensor | None, softcap: float | None) -> Any:
     """[T, H, D]: merged attention to the prompts' keys and to the answers' own."""
-    if fusable(q_THD, v_TKD, visible, softcap):
+    kernel = None if visible is not None or softcap else kernel_for(q_THD, v_TKD)
+    if kernel is not None:
         flat = [x for pair in lent for x in pair]
-        return _Fused.apply(q_THD, k_TKD, v_TKD, fork, scale, *flat)
+        return _Fused.apply(q_THD, k_TKD, v_TKD, fork, scale, kernel, *flat)
     return _plain(q_THD, k_TKD, v_TKD, fork, lent, scale, visible, softcap)
 
 
@@ -122,12 +124,6 @@ def _stretches(fork: Fork, x_T: Any) -> list[Any]:
     return list(torch.split(x_T, [sum(block.counts) for block in fork.blocks]))
 
 
-def fusable(q_THD: Any, v_TKD: Any, visible: Any, softcap: float | None) -> bool:
-    """Whether the fused kernel computes this."""
-    return visible is None and not softcap and q_THD.device.type == "cpu" \
-        and v_TKD.shape[-1] == q_THD.shape[-1]
-
-
 def merge(out_THD: Any, lse_TH: Any, far_THD: Any, far_TH: Any) -> tuple[Any, Any]:
     """Two softmaxes over separate keys as one over all: (output, log-sum-exp)."""
     lse_Th = torch.logaddexp(lse_TH, far_TH)
@@ -138,52 +134,47 @@ def merge(out_THD: Any, lse_TH: Any, far_THD: Any, far_TH: Any) -> tuple[Any, An
 
 # -- the fused kernel ---------------------------------------------------------------------------
 
-flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-
-
 _Function: Any = torch.autograd.Function
 
 
 class _Fused(_Function):  # type: ignore[misc]
-    """Two runs of the fused CPU kernel, merged."""
+    """Two runs of a fused kernel, merged."""
 
     @staticmethod
     def forward(ctx: Any, q_THD: Any, k_TKD: Any, v_TKD: Any, fork: Fork,
-                scale: float, *lent: Any) -> Any:
+                scale: float, kernel: Kernel, *lent: Any) -> Any:
         heads, own = q_THD.shape[1], fork.own
-        near, near_NHM = flash(_rows(q_THD, own), _rows(k_TKD, own, heads),
-                                _rows(v_TKD, own, heads), 0.0, True, scale=scale)
+        near, near_NHM = kernel.forward(_rows(q_THD, own), _rows(k_TKD, own, heads),
+                                        _rows(v_TKD, own, heads), True, scale)
         pairs = list(zip(lent[::2], lent[1::2], strict=True))
         out_THD, lse_TH = merge(_unrows(near, own), _unrows(near_NHM[..., None], own)[..., 0],
-                                *far(q_THD, fork, pairs, scale))
+                                *far(q_THD, fork, pairs, scale, kernel=kernel))
         ctx.save_for_backward(q_THD, k_TKD, v_TKD, out_THD, lse_TH, *lent)
-        ctx.fork, ctx.scale = fork, scale
+        ctx.fork, ctx.scale, ctx.kernel = fork, scale, kernel
         return out_THD
 
     @staticmethod
     def backward(ctx: Any, grad_THD: Any) -> Any:
         q_THD, k_TKD, v_TKD, out_THD, lse_TH, *lent = ctx.saved_tensors
-        fork, scale = ctx.fork, ctx.scale
+        fork, scale, kernel = ctx.fork, ctx.scale, ctx.kernel
         heads, kinds, own = q_THD.shape[1], k_TKD.shape[1], fork.own
         # Padding: no gradient comes in, and exp(score - inf) = 0 keeps it out of every sum.
-        near, k, v = _flash_backward(
+        near, k, v = kernel.backward(
             own.fill(own.pad(grad_THD), 0.0).transpose(1, 2), _rows(q_THD, own),
             _rows(k_TKD, own, heads), _rows(v_TKD, own, heads), _rows(out_THD, own),
-            own.fill(own.pad(lse_TH), torch.inf).transpose(1, 2), 0.0, True, scale=scale)
+            own.fill(own.pad(lse_TH), torch.inf).transpose(1, 2), True, scale)
         away, rest = [], []
         parts = (_stretches(fork, x) for x in (q_THD, grad_THD, out_THD, lse_TH))
         for i, (padding, *part) in enumerate(zip(fork.shared, *parts, strict=True)):
             q_b, grad_b, out_b, lse_b = (padding.pad(x) for x in part)
             lse_b = padding.fill(lse_b, torch.inf)[..., None]
-            q, *pair = _flash_backward(
+            q, *pair = kernel.backward(
                 fold(padding.fill(grad_b, 0.0), kinds), fold(q_b, kinds), lent[2 * i],
-                lent[2 * i + 1], fold(out_b, kinds), fold(lse_b, kinds)[..., 0], 0.0, False,
-                scale=scale)
+                lent[2 * i + 1], fold(out_b, kinds), fold(lse_b, kinds)[..., 0], False, scale)
             away.append(padding.unpad(unfold(q, padding.most)))
             rest += pair
         return (_unrows(near, own) + torch.cat(away), _unrows(_gathered(k, kinds), own),
-                _unrows(_gathered(v, kinds), own), None, None, *rest)
+                _unrows(_gathered(v, kinds), own), None, None, None, *rest)
 
 
 def _gathered(x_NHMD: Any, heads: int) -> Any:
@@ -205,19 +196,20 @@ def _plain(q_THD: Any, k_TKD: Any, v_TKD: Any, fork: Fork, lent: Any, scale: flo
     out, lse = part(_rows(q_THD, own), _rows(k_TKD, own, heads), _rows(v_TKD, own, heads), scale,
                     near_N1MM, softcap)
     return merge(_unrows(out, own), _unrows(lse[..., None], own)[..., 0],
-                 *far(q_THD, fork, lent, scale, seen_T, softcap, fused=False))[0]
+                 *far(q_THD, fork, lent, scale, seen_T, softcap))[0]
 
 
 def far(q_THD: Any, fork: Fork, lent: Any, scale: float, seen_T: Any = None,
-        softcap: float | None = None, fused: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+        softcap: float | None = None, kernel: Kernel | None = None
+        ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention to the prompts alone: (output [T, H, D], log-sum-exp [T, H])."""
     outs, lses = [], []
     parts = [_stretches(fork, q_THD)] + ([] if seen_T is None else [_stretches(fork, seen_T)])
     for block, padding, (key, value), (q_b, *seen) in zip(
             fork.blocks, fork.shared, lent, zip(*parts, strict=True), strict=True):
         q_CKQD = fold(padding.pad(q_b), key.shape[1])
-        if fused:
-            out, lse = flash(q_CKQD, key, value, 0.0, False, scale=scale)
+        if kernel is not None:
+            out, lse = kernel.forward(q_CKQD, key, value, False, scale)
         else:
             first, see = 0, None
             if seen:

@@ -1,0 +1,151 @@
+"""torch's fused attention kernels with their log-sum-exps, by device and number type.
+
+`scaled_dot_product_attention` hides the log-sum-exp, which merging two sets of keys needs, so the
+kernels beneath it are called. Each is tried once against plain operations before it is trusted;
+where it fails or there is none, plain operations are used, which keep all scores in memory.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+_aten: Any = torch.ops.aten
+
+
+class Kernel(Protocol):
+    """Attention of queries [N, H, Q, D] to keys and values [N, H, P, D], no mask but causality."""
+
+    def forward(self, q: Any, k: Any, v: Any, causal: bool, scale: float) -> tuple[Any, Any]:
+        """(output [N, H, Q, D], log-sum-exp [N, H, Q])."""
+        ...
+
+    def backward(self, grad: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, causal: bool,
+                 scale: float) -> tuple[Any, Any, Any]:
+        """Gradients of q, k and v; `out` and `lse` may be those of a merge with other keys."""
+        ...
+
+
+@dataclass(frozen=True)
+class OnCPU:
+    """Every floating type."""
+
+    def forward(self, q: Any, k: Any, v: Any, causal: bool, scale: float) -> tuple[Any, Any]:
+        """See `Kernel`."""
+        out, lse = _aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, 0.0, causal, scale=scale)
+        return out, lse
+
+    def backward(self, grad: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, causal: bool,
+                 scale: float) -> tuple[Any, Any, Any]:
+        """See `Kernel`."""
+        dq, dk, dv = _aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            grad, q, k, v, out, lse, 0.0, causal, scale=scale)
+        return dq, dk, dv
+
+
+@dataclass(frozen=True)
+class FlashOnGPU:
+    """FlashAttention-2: bfloat16 and float16."""
+
+    def forward(self, q: Any, k: Any, v: Any, causal: bool, scale: float) -> tuple[Any, Any]:
+        """See `Kernel`."""
+        out, lse, *_ = _aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, scale=scale)
+        return out, lse
+
+    def backward(self, grad: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, causal: bool,
+                 scale: float) -> tuple[Any, Any, Any]:
+        """See `Kernel`. Without dropout the random state is never read."""
+        none = torch.zeros((), dtype=torch.uint64, device=q.device)
+        dq, dk, dv = _aten._scaled_dot_product_flash_attention_backward(
+            grad, q, k, v, out, lse.contiguous(), None, None, q.shape[2], k.shape[2], 0.0, causal,
+            none.new_zeros(2), none, scale=scale)
+        return dq, dk, dv
+
+
+@dataclass(frozen=True)
+class EfficientOnGPU:
+    """Memory-efficient attention (Rabe and Staats, arXiv 2112.05682): float32 as well."""
+
+    def forward(self, q: Any, k: Any, v: Any, causal: bool, scale: float) -> tuple[Any, Any]:
+        """See `Kernel`."""
+        out, lse, *_ = _aten._scaled_dot_product_efficient_attention(
+            q, k, v, None, True, 0.0, causal, scale=scale)
+        return out, lse[..., :q.shape[2]]  # it is padded to a multiple of 32
+
+    def backward(self, grad: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, causal: bool,
+                 scale: float) -> tuple[Any, Any, Any]:
+        """See `Kernel`."""
+        padded = torch.nn.functional.pad(lse, (0, -lse.shape[-1] % 32), value=torch.inf)
+        none = torch.zeros((), dtype=torch.int64, device=q.device)
+        dq, dk, dv, _ = _aten._scaled_dot_product_efficient_attention_backward(
+            grad, q, k, v, None, out, padded, none, none, 0.0, [True, True, True, False], causal,
+            scale=scale)
+        return dq, dk, dv
+
+
+def candidates(device: str, dtype: torch.dtype, width: int) -> list[Kernel]:
+    """Kernels for head width D that ought to work, the fastest first."""
+    if device == "cpu":
+        return [OnCPU()]
+    if device != "cuda" or width % 8 or width > 256:
+        return []
+    half = dtype in (torch.bfloat16, torch.float16)
+    return [FlashOnGPU(), EfficientOnGPU()] if half else \
+        [EfficientOnGPU()] if dtype == torch.float32 else []
+
+
+_trusted: dict[tuple[str, torch.dtype, int], Kernel | None] = {}
+
+
+def kernel_for(q: Any, v: Any) -> Kernel | None:
+    """The kernel for queries [.., D] and values [.., E]; None: use plain operations."""
+    if q.shape[-1] != v.shape[-1]:
+        return None
+    key = (q.device.type, q.dtype, q.shape[-1])
+    if key not in _trusted:
+        found, why = None, ""
+        for kernel in candidates(*key):
+            why = _wrong(kernel, q.device, q.dtype, q.shape[-1])
+            if not why:
+                found = kernel
+                break
+        if why and found is None:
+            warnings.warn(f"no fused attention on {key[0]} in {key[1]}: {why}; plain operations "
+                          "are used, which need more memory", stacklevel=2)
+        _trusted[key] = found
+    return _trusted[key]
+
+
+@torch.no_grad()
+def _wrong(kernel: Kernel, device: Any, dtype: torch.dtype, width: int) -> str:
+    """What a kernel gets wrong on a small problem; "" if nothing."""
+    grid = torch.arange(2 * 5 * width, dtype=torch.float64).view(1, 2, 5, width)
+    q, k, v, grad = (torch.sin(grid * n).to(device, dtype) for n in (0.7, 1.3, 2.1, 3.1))
+    limit = 1e-5 if dtype in (torch.float32, torch.float64) else 0.05
+    try:
+        for causal in (False, True):
+            out, lse = kernel.forward(q, k, v, causal, 0.5)
+            found = [out, lse, *kernel.backward(grad, q, k, v, out, lse, causal, 0.5)]
+            expected = _by_hand(q, k, v, grad, causal)
+            gap = max(float((a.double() - b).abs().max())
+                      for a, b in zip(found, expected, strict=True))
+            if not gap <= limit * 10:
+                return f"{type(kernel).__name__} is off by {gap:.3g}"
+    except (RuntimeError, NotImplementedError) as error:
+        return f"{type(kernel).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
+    return ""
+
+
+def _by_hand(q: Any, k: Any, v: Any, grad: Any, causal: bool) -> list[torch.Tensor]:
+    with torch.enable_grad():
+        q, k, v = (x.double().requires_grad_() for x in (q, k, v))
+        score = (q @ k.transpose(-1, -2)) * 0.5
+        if causal:
+            rows = torch.ones(score.shape[-2:], dtype=torch.bool, device=score.device)
+            score = score.masked_fill(~rows.tril(), -torch.inf)
+        out = score.softmax(-1) @ v
+        return [out, score.logsumexp(-1), *torch.autograd.grad(out, (q, k, v), grad.double())]

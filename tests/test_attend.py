@@ -1,0 +1,155 @@
+"""Attention over a fork equals attention over whole sequences: values and gradients, in float64."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from selfloop.optimize import attend, kernels
+from selfloop.optimize.fork import Block, Fork, Padding, forking
+
+torch.set_num_threads(1)
+HEADS, KINDS, WIDTH = 4, 2, 8
+LAYOUTS = {
+    "even": [(5, [(3, 3), (3, 3)])],
+    "uneven rows": [(5, [(3, 1, 2), (4,)])],
+    "two blocks": [(5, [(3, 1), (2, 6)]), (9, [(2, 2)])],
+    "an empty context": [(7, [(), (2, 5), ()])],
+    "one token": [(3, [(1,)])],
+}
+"""Blocks of (prompt length, answer lengths of each context)."""
+
+
+def made(layout: list[Any]) -> tuple[Fork, list[Any], tuple[torch.Tensor, ...]]:
+    generator = torch.Generator().manual_seed(0)
+
+    def randn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, dtype=torch.float64, generator=generator).requires_grad_()
+
+    cache: Any = None
+    fork = Fork([Block(cache, p, tuple(sum(rows) for rows in contexts))
+                 for p, contexts in layout],
+                [n for _, contexts in layout for rows in contexts for n in rows], "cpu")
+    lent = [tuple(randn(len(contexts), KINDS, p, WIDTH) for _ in range(2))
+            for p, contexts in layout]
+    t = fork.tokens
+    return fork, lent, (randn(t, HEADS, WIDTH), randn(t, KINDS, WIDTH), randn(t, KINDS, WIDTH))
+
+
+def by_hand(layout: list[Any], lent: list[Any], qkv: Any, window: int, softcap: float | None
+            ) -> torch.Tensor:
+    """Each row alone: its prompt's keys followed by its own, one softmax over all."""
+    outs, at = [], 0
+    for (p, contexts), (keys, values) in zip(layout, lent, strict=True):
+        for c, rows in enumerate(contexts):
+            for n in rows:
+                q, k, v = (x[at:at + n].transpose(0, 1) for x in qkv)
+                whole_k, whole_v = (torch.cat([far[c], own], 1).repeat_interleave(
+                    HEADS // KINDS, 0) for far, own in ((keys, k), (values, v)))
+                score = q @ whole_k.transpose(1, 2) * 0.3
+                if softcap:
+                    score = softcap * torch.tanh(score / softcap)
+                query, key = torch.arange(p, p + n)[:, None], torch.arange(p + n)[None]
+                score = score.masked_fill((key > query) | (query - key >= window), -torch.inf)
+                outs.append((score.softmax(-1) @ whole_v).transpose(0, 1))
+                at += n
+    return torch.cat(outs)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("window", [10**6, 4, 1])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_equals_whole_sequences(layout: list[Any], window: int, softcap: float | None) -> None:
+    fork, lent, qkv = made(layout)
+    leaves = [*qkv, *itertools.chain(*lent)]
+    with forking(fork):
+        seen = attend.mask(mask_function=lambda b, h, q, k: (k <= q) & (q - k < window))
+    if window == 10**6:
+        assert seen is None  # nothing is hidden, and this is noticed
+    found = attend.attend(*qkv, fork, lent, 0.3, seen, softcap)
+    expected = by_hand(layout, lent, qkv, window, softcap)
+    assert torch.allclose(found, expected, rtol=0, atol=1e-12)
+    weight = torch.arange(expected.numel(), dtype=torch.float64).view_as(expected).sin()
+    ours = torch.autograd.grad((found * weight).sum(), leaves, allow_unused=True)
+    theirs = torch.autograd.grad((expected * weight).sum(), leaves)
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.allclose(torch.zeros_like(b) if a is None else a, b, rtol=0, atol=1e-12)
+
+
+def test_windows_pass_the_prompt_by() -> None:
+    """Rows that see nothing of their prompt stay numbers."""
+    fork, lent, qkv = made([(5, [(9, 9)])])
+    with forking(fork):
+        seen = attend.mask(mask_function=lambda b, h, q, k: (k <= q) & (q - k < 3))
+    found = attend.attend(*qkv, fork, lent, 0.3, seen, None)
+    assert torch.isfinite(found).all()
+    found.sum().backward()
+    assert all(torch.isfinite(x.grad).all() for x in (*qkv, *lent[0]))
+
+
+def test_padding_there_and_back() -> None:
+    flat = torch.arange(12.0).view(6, 2)
+    for counts in ((3, 3), (1, 5), (2, 0, 4), (6,)):
+        padding = Padding(counts, "cpu")
+        assert torch.equal(padding.unpad(padding.pad(flat)), flat)
+        filled = padding.fill(padding.pad(flat), -1.0)
+        assert int((filled == -1).sum()) == 2 * (len(counts) * max(counts) - 6)
+
+
+def test_keys_that_did_not_pass_the_cache_are_refused() -> None:
+    fork, _, (q, k, v) = made(LAYOUTS["even"])
+    heads = [x.transpose(0, 1)[None] for x in (q, k, v)]
+    with pytest.raises(NotImplementedError, match="did not pass the cache"):
+        attend.attention(None, *heads, None)
+    heads[1].lent_by = SimpleNamespace(lent=[])
+    with forking(fork), pytest.raises(NotImplementedError, match="s_aux"):
+        attend.attention(None, *heads, None, s_aux=1.0)
+    with pytest.raises(NotImplementedError):
+        attend.mask()
+
+
+# -- kernels ------------------------------------------------------------------------------------
+
+def test_a_kernel_is_tried_before_it_is_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_trusted", {})
+    q = torch.zeros(1, 8, dtype=torch.float32)
+    assert isinstance(kernels.kernel_for(q, q), kernels.OnCPU)
+
+    class Off(kernels.OnCPU):
+        def forward(self, *given: Any) -> tuple[Any, Any]:
+            out, lse = super().forward(*given)
+            return out, lse + 1
+
+    class Fails(kernels.OnCPU):
+        def forward(self, *given: Any) -> tuple[Any, Any]:
+            raise RuntimeError("no such kernel")
+
+    for kernel, why in ((Off(), "Off is off by 1"), (Fails(), "Fails: no such kernel")):
+        monkeypatch.setattr(kernels, "_trusted", {})
+        monkeypatch.setattr(kernels, "candidates", lambda *_, kernel=kernel: [kernel])
+        with pytest.warns(UserWarning, match=why):
+            assert kernels.kernel_for(q, q) is None
+    assert kernels.kernel_for(q, torch.zeros(1, 4)) is None
+
+
+def test_what_a_gpu_is_offered() -> None:
+    names = [[type(k).__name__ for k in kernels.candidates("cuda", dtype, width)]
+             for dtype, width in ((torch.bfloat16, 64), (torch.float32, 64), (torch.float64, 64),
+                                  (torch.bfloat16, 20), (torch.bfloat16, 512))]
+    assert names == [["FlashOnGPU", "EfficientOnGPU"], ["EfficientOnGPU"], [], [], []]
+
+
+@pytest.mark.parametrize("kernel", [kernels.FlashOnGPU(), kernels.EfficientOnGPU()])
+@pytest.mark.parametrize("causal", [False, True])
+def test_shapes_on_a_gpu_without_one(kernel: Any, causal: bool) -> None:
+    """The meta device runs the operators' signatures and shapes, not their arithmetic."""
+    q, k = (torch.empty(2, 4, n, 16, device="meta", dtype=torch.bfloat16)
+            for n in (40, 40 if causal else 100))
+    out, lse = kernel.forward(q, k, k, causal, 0.25)
+    assert out.shape == q.shape and lse.shape == (2, 4, 40) and lse.dtype == torch.float32
+    found = kernel.backward(torch.empty_like(q), q, k, k, out, lse, causal, 0.25)
+    assert [x.shape for x in found] == [q.shape, k.shape, k.shape]
