@@ -25,7 +25,7 @@ from selfloop.optimize.fork import (
     stateful,
 )
 from selfloop.optimize.kernels import kernel_for
-from selfloop.optimize.prefix import mrope_offsets
+from selfloop.optimize.positions import Positions, joined, positions, spread, watched
 from selfloop.optimize.score import Reader
 from selfloop.types import Media
 
@@ -174,30 +174,31 @@ class Forked:
             shape = (len(job.ids), reader.signature(job.media))
             context = (job.ids, tuple(m.identity for m in job.media))
             alike.setdefault(shape, {}).setdefault(context, []).append(n)
-        logits, moved, blocks = [], [], []
+        logits: list[torch.Tensor] = []
+        numbered: list[Positions] = []
+        blocks: list[Block] = []
         owner: list[int] = []
         order: list[int] = []
         for contexts in alike.values():
             firsts = [jobs[mine[0]] for mine in contexts.values()]
             cache = PrefixCache(self.text)
             inputs = reader.inputs([(job.ids, job.media) for job in firsts])
-            out = self.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            self.three, offsets = mrope_offsets(self.model)
+            with watched(model) as seen:
+                out = self.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            length = len(firsts[0].ids)
             logits.append(out.logits[:, -1])
-            moved.append(offsets.view(-1).to(device) if offsets is not None else
-                         torch.zeros(len(firsts), dtype=torch.long, device=device))
-            blocks.append(Block(cache, len(firsts[0].ids),
-                                      tuple(len(mine) for mine in contexts.values())))
+            numbered.append(positions(seen, len(firsts), length, device))
+            blocks.append(Block(cache, length, tuple(len(mine) for mine in contexts.values())))
             for mine in contexts.values():
                 owner += [owner[-1] + 1 if owner else 0] * len(mine)
                 order += mine
         self.decoding = Decoding(blocks, owner, device)
-        self.start_N = self.decoding.fork.start_T + torch.cat(moved)[
-            torch.tensor(owner, device=device)]
+        whole, owner_N = joined(numbered), torch.tensor(owner, device=device)
+        self.dimensions = whole.dimensions
+        self.start_N = self.decoding.fork.start_T + whole.offset_C[owner_N]
         # Rows lie by prompt inside; outside they keep the order in which they were asked for.
         self.order_N = torch.tensor(order, device=device)
-        self.logits_NV = torch.cat(logits)[torch.tensor(owner, device=device)][
-            self.order_N.argsort()]
+        self.logits_NV = torch.cat(logits)[owner_N][self.order_N.argsort()]
 
     def select(self, keep_M: torch.Tensor) -> None:
         """Only these rows (as asked for) go on."""
@@ -212,13 +213,11 @@ class Forked:
         """Run each row's `step`-th token."""
         fork = self.decoding.fork
         fork.step = step
-        ids_N, positions_N = token_N[self.order_N], self.start_N + step
-        ids, positions = (ids_N[:, None], positions_N[:, None]) if self.alone \
-            else (ids_N[None], positions_N[None])
-        if self.three:
-            positions = positions.expand(3, *positions.shape)
+        ids_N, place_N = token_N[self.order_N], self.start_N + step
+        ids, place = (ids_N[:, None], place_N[:, None]) if self.alone \
+            else (ids_N[None], place_N[None])
         with answering(self.model, fork):
-            out = self.model(input_ids=ids, position_ids=positions,
+            out = self.model(input_ids=ids, position_ids=spread(place, self.dimensions),
                              past_key_values=self.decoding.cache, use_cache=True)
         self.logits_NV = out.logits.flatten(0, 1)[self.order_N.argsort()]
 
@@ -230,12 +229,11 @@ class Copied:
     def __init__(self, model: Any, reader: Reader, jobs: Sequence[Asked]) -> None:
         self.model, self.length = model, len(jobs[0].ids)
         inputs = reader.inputs([(job.ids, job.media) for job in jobs])
-        out = self.model(**inputs, use_cache=True, logits_to_keep=1)
+        with watched(model) as seen:
+            out = self.model(**inputs, use_cache=True, logits_to_keep=1)
         self.logits_NV, self.cache = out.logits[:, -1], out.past_key_values
-        self.three, offsets = mrope_offsets(self.model)
-        self.start_N = torch.full((len(jobs),), self.length, device=self.logits_NV.device)
-        if offsets is not None:
-            self.start_N = self.start_N + offsets.view(-1)
+        numbered = positions(seen, len(jobs), self.length, self.logits_NV.device)
+        self.dimensions, self.start_N = numbered.dimensions, self.length + numbered.offset_C
         self.all_N = torch.arange(len(jobs), device=self.logits_NV.device)
 
     def select(self, keep_M: torch.Tensor) -> None:
@@ -245,9 +243,7 @@ class Copied:
     def advance(self, step: int, token_N: torch.Tensor) -> None:
         """Run each row's `step`-th token; rows that have left run a stand-in."""
         ids_N = torch.zeros_like(self.start_N).index_copy(0, self.all_N, token_N)
-        positions = (self.start_N + step)[:, None]
-        if self.three:
-            positions = positions.expand(3, *positions.shape)
-        out = self.model(input_ids=ids_N[:, None], position_ids=positions,
+        place = spread((self.start_N + step)[:, None], self.dimensions)
+        out = self.model(input_ids=ids_N[:, None], position_ids=place,
                          past_key_values=self.cache, use_cache=True)
         self.logits_NV = out.logits[:, -1][self.all_N]

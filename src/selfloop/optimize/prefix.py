@@ -20,6 +20,7 @@ from selfloop.optimize.checkpointing import answering
 from selfloop.optimize.head import Head
 from selfloop.optimize.layout import Layout, prompt_key
 from selfloop.optimize.memory import out_of_memory
+from selfloop.optimize.positions import Positions, joined, positions, spread, watched
 from selfloop.optimize.rows import Row, Weight
 from selfloop.optimize.score import Plain, Reader
 from selfloop.optimize.selfcheck import difference
@@ -147,9 +148,11 @@ class Shared:
         cache = forks.PrefixCache(_text(self.model))
         inputs = self.reader.inputs([(row.token_ids[:prompt], row.media) for row in firsts])
         last = _index([prompt - 1], inputs["input_ids"].device)
-        hidden_C1D = self.head.hidden(
-            {**inputs, "past_key_values": cache, "use_cache": True}, last)
-        return _Ran(cache, prompt, hidden_C1D[:, 0], mrope_offsets(self.model))
+        with watched(self.model) as seen:
+            hidden_C1D = self.head.hidden(
+                {**inputs, "past_key_values": cache, "use_cache": True}, last)
+        return _Ran(cache, prompt, hidden_C1D[:, 0],
+                    positions(seen, len(firsts), prompt, last.device))
 
     def _answers(self, rows: Sequence[Row], laid: Layout, ran: Sequence[_Ran]) -> torch.Tensor:
         """Hidden states [M, D] at the answer tokens after which a trained one comes."""
@@ -161,8 +164,8 @@ class Shared:
         owner_T = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(device)
         ids_T = _index([t for i in laid.order for t in rows[i].token_ids[rows[i].prompt:-1]],
                        device)
-        three, offsets_T = _moved([ran[b] for b in kept], owner_T)
-        positions_T = fork.start_T + fork.offset_T + offsets_T
+        numbered = joined([ran[b].positions for b in kept])
+        positions_T = fork.start_T + fork.offset_T + numbered.offset_C[owner_T]
         keep_M = _index(laid.later, device)
         alone = forks.stateful(_text(self.model))  # a state belongs to a row of the batch
         if alone:
@@ -173,8 +176,7 @@ class Shared:
         with answering(self.model, fork):
             hidden_NKD = self.head.hidden(
                 {"input_ids": ids_NR, "past_key_values": cache, "use_cache": True,
-                 "position_ids": positions_NR.expand(3, *positions_NR.shape) if three
-                 else positions_NR},
+                 "position_ids": spread(positions_NR, numbered.dimensions)},
                 torch.arange(ids_NR.shape[1], device=device) if alone else keep_M)
         return fork.own.unpad(hidden_NKD)[keep_M] if alone else hidden_NKD[0]
 
@@ -208,29 +210,7 @@ class _Ran:
     length: int
     last_CD: torch.Tensor
     """Hidden states that predict each answer's first token."""
-    mrope: MRope
-
-
-MRope = tuple[bool, torch.Tensor | None]
-"""Whether positions are three-dimensional, and offsets [C, 1] of the prompts just run."""
-
-
-def mrope_offsets(model: Any) -> MRope:
-    """M-RoPE models keep each prompt's offset as hidden state in `rope_deltas`; it is read right
-    after the prompt's forward pass and never left to the model to guess from.
-    """
-    keeper = next((m for m in model.modules() if hasattr(m, "rope_deltas")), None)
-    return keeper is not None, keeper.rope_deltas if keeper is not None else None
-
-
-def _moved(ran: Sequence[_Ran], owner_T: torch.Tensor) -> tuple[bool, Any]:
-    """Whether positions are three-dimensional, and each token's M-RoPE offset."""
-    three = ran[0].mrope[0]
-    offsets = [block.mrope[1] for block in ran]
-    if not three or any(o is None for o in offsets):
-        return three, 0
-    return three, torch.cat([o.view(-1) for o in offsets if o is not None]).to(
-        owner_T.device)[owner_T]
+    positions: Positions
 
 
 def unsupported(model: Any) -> str:

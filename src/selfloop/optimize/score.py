@@ -13,6 +13,7 @@ import torch
 
 from selfloop.optimize.head import Head
 from selfloop.optimize.rows import Row
+from selfloop.roles import SelfloopError
 from selfloop.types import Media
 
 Sequence_ = tuple[tuple[int, ...], tuple[Media, ...]]
@@ -48,6 +49,8 @@ class Plain:
                  head: Head | None = None) -> None:
         self.model, self.reader, self.banned_V, self.budget = model, reader, banned_V, budget
         self.head = head or Head(model, banned_V)
+        self.marks: tuple[str, ...] | None = None
+        """Arguments that must be 1 on answers to keep them causal; None = not yet looked at."""
 
     def __call__(self, rows: Sequence[Row], *, entropy: bool = False
                  ) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
@@ -84,7 +87,7 @@ class Plain:
 
     def _forward(self, rows: list[Row], entropy: bool
                  ) -> tuple[Sequence[torch.Tensor], Sequence[torch.Tensor] | None]:
-        inputs = self.reader.inputs([(row.token_ids, row.media) for row in rows])
+        inputs = self._inputs(rows)
         ids_BT = inputs["input_ids"]
         device = ids_BT.device
         first = min(row.prompt for row in rows) - 1
@@ -101,3 +104,41 @@ class Plain:
             temperature_N.repeat_interleave(torch.tensor(counts, device=device)), entropy)
         return (torch.split(logp_M, counts),
                 torch.split(entropy_M, counts) if entropy_M is not None else None)
+
+    def _inputs(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+        if self.marks is None:
+            long = next((row for row in rows if len(row.token_ids) > row.prompt + 2), None)
+            self.marks = self._marked(long) if long is not None else None
+        return self._read(rows, self.marks or ())
+
+    def _read(self, rows: Sequence[Row], marks: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        found = self.reader.inputs([(row.token_ids, row.media) for row in rows])
+        for name in marks:
+            for b, row in enumerate(rows):
+                found[name][b, row.prompt:len(row.token_ids)] = 1
+        return found
+
+    @torch.no_grad()
+    def _marked(self, row: Row) -> tuple[str, ...]:
+        """Prefix language models see a whole sequence both ways unless answers are marked.
+
+        Found out by changing the last token, which must not change what stands before it.
+        """
+        other = next(t for t in range(len(self.banned_V)) if t != row.token_ids[-1]
+                     and t not in self.reader.placeholders)
+        pair = [row, Row((*row.token_ids[:-1], other), row.trained, row.media, row.prompt)]
+        types = [name for name, x in self._read([row], ()).items() if not x.is_floating_point()
+                 and x.shape == (1, len(row.token_ids)) and name not in _NOT_TYPES]
+        for marks in ((), *((name,) for name in types)):
+            keep_K = torch.arange(row.prompt - 1, len(row.token_ids) - 1)
+            seen, changed = (self.head.hidden(
+                {**(inputs := self._read([r], marks)), "use_cache": False},
+                keep_K.to(inputs["input_ids"].device))[0, :-1].float() for r in pair)
+            if torch.allclose(seen, changed, rtol=1e-3, atol=1e-3 * float(seen.abs().max())):
+                return marks
+        raise SelfloopError(
+            f"{type(self.model).__name__} lets an answer look at its own later tokens: it cannot "
+            "be trained token by token")
+
+
+_NOT_TYPES = ("input_ids", "attention_mask")
