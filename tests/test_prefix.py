@@ -414,3 +414,22 @@ class FloatGrid(GridReader):
     def inputs(self, sequences: Sequence[Any]) -> dict[str, torch.Tensor]:
         found = super().inputs(sequences)
         return {**found, "pixel_values": found["pixel_values"].float()}
+
+
+def test_checkpointing_as_the_very_first_use(engine: HFEngine, monkeypatch: pytest.MonkeyPatch
+                                             ) -> None:
+    """What is only done once (trying a kernel) must leave nothing in the recorded layers."""
+    from selfloop.optimize import kernels
+
+    rows = rows_for(engine, 1, 3)
+    monkeypatch.setattr(kernels, "_trusted", {})
+    forwards = {m: vars(m).get("forward") for m in engine.model.modules()}
+    enable(engine.model)
+    try:
+        scorer = Shared(engine.model, engine.prompts, engine.banned_V, 10000)
+        run(scorer, engine.model, rows)
+        assert not scorer.why_not and kernels._trusted
+    finally:
+        for module, forward in forwards.items():
+            if forward is None and "forward" in vars(module):
+                del module.forward

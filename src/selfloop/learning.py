@@ -29,6 +29,7 @@ def learn(engine: Engine, signals: Sequence[AnySignal], loss: Loss, optim: Optim
     known, scored = _known(engine, signals, loss, optim)
     plan = list(updates(signals, optim, key))
     sums: dict[str, float] = {}
+    prompts = _Prompts(engine, signals)
     for number, chosen in enumerate(plan):
         here = {what: {(j, name): table[(i, name)] for j, i in enumerate(chosen)
                        for name in signals[i].branches if (i, name) in table}
@@ -41,7 +42,32 @@ def learn(engine: Engine, signals: Sequence[AnySignal], loss: Loss, optim: Optim
             progress(number + 1, len(plan), metrics)
     counts = {name: sums.pop(name, 0.0) for name in ("tokens_read", "tokens_trained")}
     counts["tokens_scored"] = float(scored)
+    counts["tokens_run"] = float(sum(prompts.run(chosen) for chosen in plan))
     return {n: total / len(plan) for n, total in sums.items()} | counts | {"updates": len(plan)}
+
+
+class _Prompts:
+    """How many tokens updates run where each prompt of an update is run once."""
+
+    def __init__(self, engine: Engine, signals: Sequence[AnySignal]) -> None:
+        self.engine, self.signals = engine, signals
+        self._rows: dict[int, list[tuple[int, int, int]]] = {}
+
+    def run(self, chosen: Sequence[int]) -> int:
+        """Tokens of the answers, and of the distinct prompts, of these signals."""
+        rows = [row for i in chosen for row in self._of(i)]
+        return sum(rest for _, _, rest in rows) + sum({k: n for k, n, _ in rows}.values())
+
+    def _of(self, i: int) -> list[tuple[int, int, int]]:
+        """(prompt, its tokens, the other tokens) of each of the signal's rows."""
+        if i not in self._rows:
+            signal = self.signals[i]
+            rows = [row for name, branch in signal.branches.items()
+                    if not (isinstance(signal, Distill) and name == "teacher")
+                    for row in self.engine.rows(branch)]
+            self._rows[i] = [(hash((row.token_ids[:row.prompt], *(m.identity for m in row.media))),
+                              row.prompt, len(row.token_ids) - row.prompt) for row in rows]
+        return self._rows[i]
 
 
 def rate(optim: Optim, number: int, total: int) -> float:

@@ -1,21 +1,23 @@
 """`selfloop plan`: which method fits, what it will cost, and the smallest gain that could show.
 
-Costs are those of field measurement (2N a token read, 6N a token trained, 4N with adapters), and
-times are those that the probe measured on this machine. They are estimates, and say so.
+Costs come from costs.py: FLOPs and floors by arithmetic, times by the rates that the probe
+measured. They are estimates, and say so.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from selfloop import costs
 from selfloop.choosing import Choice, choose
 from selfloop.config import RunConfig, build_loop, load_data
 from selfloop.evaluate.gate import Gate
 from selfloop.evaluate.statistics import SequentialAlpha, smallest_detectable_gain
-from selfloop.loop import Loop
+from selfloop.floor import Machine, Shape
+from selfloop.machines import machine_named
 from selfloop.methods import options_of
 from selfloop.probing import Probed, Share, probe, stored
 from selfloop.roles import SelfloopError
@@ -35,27 +37,42 @@ class Plan:
     others: dict[str, str]
     options: dict[str, Any]
     """With method auto: what the run will set because run.yaml leaves it open."""
-    seconds: dict[str, float]
-    """collect, learn, evaluate and total, for all iterations; empty if nothing fits."""
-    tokens: dict[str, int]
-    flops: float
-    memory: dict[str, float]
-    """weights, seed copy, gradients, optimizer, activations and total, in bytes (rough)."""
     dev: int
     smallest_gain: float | None
     """What the gate's first look can detect with 80 % power (a fraction); None = nothing."""
     notes: tuple[str, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+    """collect, learn, evaluate and total, for all iterations, by the probe's rates; empty if
+    nothing fits, or for a machine that was not probed."""
+    tokens: dict[str, int] = field(default_factory=dict)
+    flops: float = 0.0
+    memory: dict[str, float] = field(default_factory=dict)
+    """weights, seed copy, gradients, optimizer, activations, logits and total while learning, and
+    the cache while drawing, in bytes (rough)."""
+    stages: tuple[costs.Stage, ...] = ()
+    saving: float = 1.0
+    """S = G (P + R) / (P + G R) of the rows that are trained on."""
+    lengths: dict[str, float] = field(default_factory=dict)
+    """Tokens of a prompt and of an answer, and answers to a prompt, that S is of."""
+    machine: Machine | None = None
+    """What the floors are of; None = the probe did not measure it."""
+    money: float | None = None
+    """The price an hour times the expected seconds; where these are not known, the floor's."""
+    uncounted: tuple[str, ...] = ()
+    """What the FLOPs and floors leave out."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
         return asdict(self)
 
 
-def plan(config: RunConfig, probed: Probed | None = None) -> Plan:
+def plan(config: RunConfig, probed: Probed | None = None, *, machine: str | None = None,
+         price_per_hour: float | None = None) -> Plan:
     """The plan of a config by its stored probe (or the one given).
 
-    With method auto it chooses; else it says what that method costs. Raises SelfloopError when
-    there is no probe of this model and data yet.
+    With method auto it chooses; else it says what that method costs. `machine`: a name of
+    machines.KNOWN to plan for, in the place of the one that was probed. Raises SelfloopError when
+    there is no probe of this model and data yet, or no such machine.
     """
     probed = probed or stored(config)
     if probed is None:
@@ -74,18 +91,66 @@ def plan(config: RunConfig, probed: Probed | None = None) -> Plan:
         notes.append(f"only {100 * (1 - probed.accuracy.value):.0f} points are left to gain, less "
                      f"than the dev set can show ({100 * gain:.1f}): label more dev samples")
     if not chosen.method:
-        return Plan("", chosen.why, chosen.others, {}, {}, {}, 0.0, {}, probed.dev, gain,
-                    tuple(notes))
+        return Plan("", chosen.why, chosen.others, {}, probed.dev, gain, tuple(notes))
     options = suggested(config, chosen.method, probed)
     if config.method != "auto" and options:
         listed = ", ".join(f"{name}={value}" for name, value in options.items())
         notes.append(f"method: auto would also set {listed}; as options they count here, too")
         options = {}
-    loop = build_loop(settled(config, chosen.method, options))
-    tokens = _tokens(loop, probed)
-    return Plan(chosen.method, chosen.why, chosen.others, options, _seconds(tokens, probed),
-                tokens, _flops(tokens, probed), _memory(loop, probed), probed.dev, gain,
-                tuple(notes))
+    made = Plan(chosen.method, chosen.why, chosen.others, options, probed.dev, gain, tuple(notes))
+    return _costed(made, settled(config, chosen.method, options), probed,
+                   machine_named(machine, config.dtype) if machine else None, price_per_hour)
+
+
+def _costed(made: Plan, config: RunConfig, probed: Probed, other: Machine | None,
+            price: float | None) -> Plan:
+    """The plan with what it costs on the probed machine, or on another one."""
+    loop = build_loop(config)
+    n, shape = costs.counts(loop, probed), shape_of(probed, config.checkpointing)
+    machine = other or probed_machine(probed)
+    machine = replace(machine, price_per_hour=price) if machine else None
+    expected = costs.seconds(n, probed, shape)
+    held = costs.memory(n, shape, probed.machine.get("batch_tokens", 32768.0),
+                        n.contexts * n.group / max(1.0, n.updates)) if shape else {}
+    stages = costs.stages(n, shape, machine, {} if other else expected, held)
+    total = stages[-1]
+    spent = total.floor if other else total.seconds
+    uncounted = shape.unknown() if shape else ["FLOPs and floors (the model's sizes are not known)"]
+    if shape and not machine:
+        uncounted.append("floors (this probe measured no machine: run `selfloop probe` again, or "
+                         "give --machine)")
+    return replace(
+        made, seconds={} if other else expected, tokens=costs.tokens(n), flops=total.flops or 0.0,
+        memory=held, stages=stages, saving=n.saving, machine=machine,
+        lengths={"prompt": n.prompt, "answer": n.answer, "group": n.group},
+        money=spent * price / 3600 if price is not None and spent is not None else None,
+        uncounted=tuple(uncounted))
+
+
+def shape_of(probed: Probed, recompute: bool = False) -> Shape | None:
+    """The model's shape as the probe saw it; of an older probe, what little it says."""
+    known = {k.removeprefix("shape."): v for k, v in probed.machine.items()
+             if k.startswith("shape.")}
+    if "parameters" not in known:
+        known = _sizes(probed.machine)
+    return Shape.of({**known, "recompute": recompute}) if known else None
+
+
+def _sizes(machine: Mapping[str, float]) -> dict[str, float]:
+    if "parameters" not in machine or "flops_per_read_token" not in machine:
+        return {}
+    return {"parameters": machine["flops_per_read_token"] / 2, "bytes": machine["bytes"],
+            "resident": machine["parameters"], "trained": machine["trainable"],
+            "trained_share": min(1.0, machine["trainable"] / machine["parameters"]),
+            **{name: machine[name] for name in ("width", "layers", "vocabulary")}}
+
+
+def probed_machine(probed: Probed) -> Machine | None:
+    """The machine that was probed, as it was measured then; None where it was not."""
+    found = probed.machine
+    if "peak_flops" not in found:
+        return None
+    return Machine(found["peak_flops"], found["peak_bandwidth"], source="as the probe found it")
 
 
 def settled(config: RunConfig, method: str, options: dict[str, Any]) -> RunConfig:
@@ -122,7 +187,7 @@ def suggested(config: RunConfig, method: str, probed: Probed) -> dict[str, Any]:
     if "updates" in takes and "epochs" not in config.options:
         loop = build_loop(settled(config, method, {}))
         batch = next(iter(loop.learn.values())).optim.batch
-        passes = round(_PASSES * _signals(loop, probed) / batch)
+        passes = round(_PASSES * costs.signals_of(loop, probed) / batch)
         found["updates"] = max(120 if tiny else 40, min(400, passes))
     if method == "supervised":
         found |= labels_of(config)
@@ -159,94 +224,3 @@ def _notes(probed: Probed) -> list[str]:
         notes.append(f"without the picture it is right as often ({blind}): the questions can be "
                      "guessed from their text, and a gain may not be about seeing")
     return notes
-
-
-# -- costs --------------------------------------------------------------------------------------
-
-def _draws(loop: Loop) -> int:
-    """Draws a problem."""
-    if loop.sampler is None:
-        return 0
-    n = int(getattr(loop.sampler, "n", 8))
-    if hasattr(loop.sampler, "questions"):
-        return n * int(loop.sampler.questions) * (int(getattr(loop.sampler, "views", 0)) + 1)
-    return n
-
-
-def _problems(loop: Loop, probed: Probed) -> int:
-    return loop.samples or probed.train
-
-
-def _signals(loop: Loop, probed: Probed) -> float:
-    """About how many signals a step makes."""
-    optim = next(iter(loop.learn.values())).optim
-    maker = getattr(next(iter(loop.learn.values())).organizer, "maker", None)
-    copies = getattr(maker, "copies", 1)
-    maker = getattr(maker, "maker", maker)
-    problems = _problems(loop, probed)
-    if optim.whole_groups:
-        mixed = 1 - probed.zero_variance.value if probed.zero_variance.n else 1.0
-        return problems * _draws(loop) * mixed
-    each = getattr(maker, "per_sample", 1)
-    solved = probed.pass_at_draws.value if probed.pass_at_draws.n and loop.sampler else 1.0
-    return problems * each * solved * copies
-
-
-def _tokens(loop: Loop, probed: Probed) -> dict[str, int]:
-    """Tokens read and drawn while collecting, trained on, and of the evaluations; all steps."""
-    prompt = probed.machine.get("prompt_tokens", 64.0)
-    answer = probed.machine.get("answer_tokens", 64.0)
-    steps = loop.iterations * loop.steps
-    learn = next(iter(loop.learn.values()))
-    rows = learn.optim.updates * learn.optim.batch if learn.optim.updates else \
-        learn.optim.epochs * _signals(loop, probed)
-    makes = getattr(learn.organizer, "makes", ())
-    branches = len(makes[0].branches) if makes else 1
-    problems, looks = _problems(loop, probed), loop.iterations + 1
-    arms = 2 if loop.evaluation is not None and loop.evaluation.no_image else 1
-    # Prompts of a group are read and trained on once (the shared prefix).
-    shared = problems * prompt if learn.optim.whole_groups else rows * branches * prompt
-    return {
-        "read": round(steps * problems * prompt * (1 if loop.sampler else 0)),
-        "drawn": round(steps * problems * _draws(loop) * answer),
-        "trained": round(steps * (shared + rows * branches * answer)),
-        "evaluated": round(looks * arms * probed.dev * (prompt + answer)),
-        "evaluation_drawn": round(looks * arms * probed.dev * answer),
-    }
-
-
-def _seconds(tokens: dict[str, int], probed: Probed) -> dict[str, float]:
-    drawing = probed.machine.get("seconds_per_drawn_token", math.nan)
-    reading = probed.machine.get("seconds_per_read_token", drawing)
-    parts = {
-        "collect": tokens["drawn"] * drawing,
-        # A backward pass is twice a forward pass.
-        "learn": 3 * tokens["trained"] * reading,
-        "evaluate": tokens["evaluation_drawn"] * drawing,
-    }
-    return {**parts, "total": sum(parts.values())}
-
-
-def _flops(tokens: dict[str, int], probed: Probed) -> float:
-    read = tokens["read"] + tokens["drawn"] + tokens["evaluated"]
-    return read * probed.machine.get("flops_per_read_token", 0.0) \
-        + tokens["trained"] * probed.machine.get("flops_per_trained_token", 0.0)
-
-
-def _memory(loop: Loop, probed: Probed) -> dict[str, float]:
-    """Rough: activations a layer are about 34 bytes a token and channel at two bytes a number
-    (Korthikanti et al., arXiv 2205.05198), without recomputation; logits in float32."""
-    machine = probed.machine
-    if "parameters" not in machine:
-        return {}
-    size, learns = machine["bytes"], machine["trainable"]
-    optim = next(iter(loop.learn.values())).optim
-    length = machine.get("prompt_tokens", 64.0) + machine.get("answer_tokens", 64.0)
-    tokens = min(machine["batch_tokens"], optim.batch * length)
-    parts = {
-        "weights": machine["parameters"] * size, "seed copy": learns * size,
-        "gradients": learns * size, "optimizer": 2 * learns * size,
-        "activations": tokens * (17 * size * machine["width"] * machine["layers"]
-                                 + 8 * machine["vocabulary"]),
-    }
-    return {**parts, "total": sum(parts.values())}

@@ -14,6 +14,7 @@ from selfloop.collect.guided import STRUCTURES
 from selfloop.config import RunConfig, build_engine, load_data
 from selfloop.evaluate.answering import answer
 from selfloop.evaluate.answers import Answer
+from selfloop.machines import numbers
 from selfloop.methods import verifier_named
 from selfloop.pictures import Library
 from selfloop.probed import Probed, Share, as_dict, figures, identity, length_of, place, stored
@@ -69,7 +70,7 @@ def probe(config: RunConfig, *, questions: int = QUESTIONS, draws: int = DRAWS,
         labelled=sum(s.answer is not None for s in train) / max(1, len(train)),
         train=len(train), dev=len(dev), related=any("related" in s.meta for s in asked),
         **figures(found, metric, draws, length_of(config)),
-        machine=rates | _sizes(engine),
+        machine=rates | _sizes(engine) | numbers(engine, asked),
         answers=[_short(a) for a in found])
     if save:
         put_json(place(config), probed.to_json())

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import selfloop
-from selfloop import stepping
+from selfloop import machines, stepping
 from selfloop.data import save
 from selfloop.doors import engine_for
 from selfloop.evaluate.answering import evaluate
@@ -104,6 +104,9 @@ class Run:
             self._forget(done[-1])
         self.tell("opened", loop=self.loop.name, samples=len(self.samples), dev=len(self.dev),
                   iterations=self.loop.iterations, steps=self.loop.steps)
+        if account := machines.described(engine_for(self.engines, next(iter(self.loop.learn))),
+                                         self.samples):
+            self.tell("machine", **account)
         if self.dev and self.loop.evaluation is not None:
             self._seed_answers()
 
@@ -191,9 +194,11 @@ class Run:
         if not path.exists():
             for name, engine in self._named():
                 engine.load_state(self.folder.checkpoint(0) / name)
+            began = time.monotonic()
             answers = evaluate(self.loop, self.dev, self.engines, 0)
             write(path, answers)
-            self.tell("evaluated", version=0, **_dev_figures(answers))
+            self.tell("evaluated", version=0, seconds=time.monotonic() - began,
+                      **_dev_figures(answers))
         return read(path)
 
     def _end(self, index: int, done: Sequence[Iteration]) -> Iteration:
@@ -201,9 +206,11 @@ class Run:
         folder = self.folder.iteration(index)
         best = done[-1].best if done else 0
         answers: list[Answer] = []
+        began = time.monotonic()
         if self.dev and self.loop.evaluation is not None:
             answers = evaluate(self.loop, self.dev, self.engines, version)
             write(folder / "answers.parquet", answers)
+        took = time.monotonic() - began
         decision = self._decide(index, best, answers)
         iteration = stepping.summary(self, index, decision, best, _dev_figures(answers))
         if decision.action == "promote":
@@ -214,7 +221,7 @@ class Run:
             put_folder(self.folder.path / "best", best_of)
         put_json(folder / "iteration.json", iteration.model_dump(mode="json"))
         self.tell("decided", iteration=index, action=decision.action, why=decision.why,
-                  **_dev_figures(answers))
+                  seconds=took, **_dev_figures(answers))
         self._forget(iteration)
         return iteration
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +95,9 @@ def _shard(run: Run, step: int, wave: int, samples: Sequence[Sample],
     stored = run.folder.judged(step, shard, planned, groups)
     if stored is not None and not _too_many(run, stored[1]["errors"], stored[1]["rollouts"]):
         return stored[0], (stored[1]["errors"], stored[1]["rollouts"], "")
+    began = time.monotonic()
     judged = judge(loop.verifier, groups, doors)
+    run.tell("judged", step=step, shard=shard, seconds=time.monotonic() - began)
     run.folder.put_verdicts(step, shard, planned, judged.groups,
                             {"errors": judged.errors, "rollouts": judged.rollouts})
     return judged.groups, (judged.errors, judged.rollouts, judged.first_error)

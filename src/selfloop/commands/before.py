@@ -73,6 +73,10 @@ def plan(
     given: Given = None,
     assume: Annotated[bool, typer.Option(
         "--assume", help="Without a probe: guess its figures, time a short slice.")] = False,
+    machine: Annotated[str | None, typer.Option(
+        help="Plan for another machine than the one that was probed: H200, A100, L40S ...")] = None,
+    price_per_hour: Annotated[float | None, typer.Option(
+        min=0, help="What an hour of the machine costs, in your money.")] = None,
     json: AsJson = False,
 ) -> None:
     """Which method fits and why, what it will cost, and the smallest gain that could show."""
@@ -85,7 +89,7 @@ def plan(
     probed = stored(config)
     if probed is None and assume:
         probed = assumed(config, tell)
-    made = make_plan(config, probed)
+    made = make_plan(config, probed, machine=machine, price_per_hour=price_per_hour)
     if json:
         put_json(made.to_json())
         return
@@ -95,36 +99,80 @@ def plan(
 
 
 def print_plan(made: Any) -> None:
-    """The plan in words and a table."""
+    """The plan in words, a table of its stages, and a table of the rest."""
     say(f"{made.method or 'no method fits'}: {made.why}")
     for name, why in made.others.items():
         say(f"  not {name}: {why}")
     for note in made.notes:
         say(f"note: {note}")
+    if made.stages:
+        table(stage_rows(made), ("stage", "tokens read", "drawn", "trained", "FLOPs", "floor",
+                                 "expected", "memory"))
     table(plan_rows(made))
 
 
+def stage_rows(made: Any) -> list[tuple[str, ...]]:
+    """Stages as rows; "–": nothing, or not known."""
+    return [(s.name, *(f"{n:,}" if n else "–" for n in (s.read, s.drawn, s.trained)),
+             f"{s.flops:.2g}" if s.flops else "–",
+             short_time(s.floor) if s.floor else "–",
+             short_time(s.seconds) if s.seconds else "–",
+             _bytes(s.memory) if s.memory else "–") for s in made.stages]
+
+
+def short_time(seconds: float) -> str:
+    """Seconds for people, also far below one: "12 ms"."""
+    from selfloop.durations import time_of
+
+    for unit, size in (("µs", 1e-6), ("ms", 1e-3)):
+        if seconds < 1000 * size:
+            return f"{seconds / size:.2g} {unit}" if seconds < 10 * size else \
+                f"{seconds / size:.0f} {unit}"
+    return time_of(seconds)
+
+
 def plan_rows(made: Any) -> list[tuple[str, str]]:
-    """Costs as rows: what, how much."""
+    """What the stages do not say, as rows: what, how much."""
     from selfloop.durations import time_of
 
     gain = "none" if made.smallest_gain is None else f"{100 * made.smallest_gain:.1f} points"
     rows = [("smallest gain that the gate can see", f"{gain} (first look, {made.dev} dev samples)")]
     if not made.method:
         return rows
-    parts = ", ".join(f"{name} {time_of(s)}" for name, s in made.seconds.items() if name != "total")
-    tokens = ", ".join(f"{name.replace('_', ' ')} {n:,}" for name, n in made.tokens.items())
-    rows += [
-        ("time on this machine, about", f"{time_of(made.seconds['total'])} ({parts})"),
-        ("tokens", tokens),
-        ("FLOPs", f"{made.flops:.2g}"),
-    ]
+    if made.seconds:
+        parts = ", ".join(f"{name} {time_of(s)}" for name, s in made.seconds.items()
+                          if name != "total")
+        rows.append(("time on this machine, about",
+                     f"{time_of(made.seconds['total'])} ({parts})"))
+    rows += machine_rows(made)
+    if made.saving > 1:
+        n = made.lengths
+        rows.append(("shared prefix saves in training", f"{made.saving:.2f} times fewer tokens "
+                     f"({n['group']:.0f} answers of {n['answer']:.0f} tokens to a prompt of "
+                     f"{n['prompt']:.0f})"))
     if made.memory:
         each = ", ".join(f"{name} {_bytes(n)}" for name, n in made.memory.items()
-                         if name != "total")
-        rows.append(("memory, roughly", f"{_bytes(made.memory['total'])} ({each})"))
+                         if name not in ("total", "cache"))
+        rows.append(("memory while learning, roughly",
+                     f"{_bytes(made.memory['total'])} ({each}), and the program itself"))
+    if made.uncounted:
+        rows.append(("not counted", "; ".join(made.uncounted)))
     if made.options:
         rows.append(("options it sets", ", ".join(f"{k}={v}" for k, v in made.options.items())))
+    return rows
+
+
+def machine_rows(made: Any) -> list[tuple[str, str]]:
+    """The machine that the floors are of, and the cost in money."""
+    machine = made.machine
+    if machine is None:
+        return []
+    rows = [("floor: the least that arithmetic allows on", f"{machine.name}: "
+             f"{machine.flops / 1e12:.3g} TFLOP/s, {machine.bandwidth / 1e9:,.0f} GB/s "
+             f"({machine.source})")]
+    if made.money is not None:
+        least = "" if made.seconds else "at least "
+        rows.append(("cost", f"{least}{made.money:.2g} at {machine.price_per_hour:g} an hour"))
     return rows
 
 

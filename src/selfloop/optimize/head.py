@@ -103,38 +103,49 @@ class Head:
                 logits_MV = self.cap * torch.tanh(logits_MV / self.cap)
             elif self.scale != 1.0:
                 logits_MV = logits_MV * self.scale
-        return token_logps(logits_MV, ids_M, temperature_M, self.banned_V, entropy)
+        # A plain linear layer keeps its input, not its output, which is then nobody else's.
+        head = self.model.get_output_embeddings()
+        spent = bool(self.separate) and not self.cap and type(head) is torch.nn.Linear
+        return token_logps(logits_MV, ids_M, temperature_M, self.banned_V, entropy, spent=spent)
 
 
 def token_logps(
     logits_NV: torch.Tensor, ids_N: torch.Tensor, temperature_N: torch.Tensor,
-    banned_V: torch.Tensor, entropy: bool,
+    banned_V: torch.Tensor, entropy: bool, *, spent: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Log-probs of given tokens (nats), and the distribution's entropies, in float32 or wider.
 
     After temperature, with suppressed tokens out of the normaliser: exactly as they are sampled.
+    `spent` allows to overwrite the logits, in both passes: nobody else may read them.
     """
-    logp_N, entropy_N = _TokenLogps.apply(logits_NV, ids_N, temperature_N, banned_V, entropy)
+    logp_N, entropy_N = _TokenLogps.apply(
+        logits_NV, ids_N, temperature_N, banned_V, entropy, spent)
     return logp_N, entropy_N if entropy else None
 
 
+_BLOCK = 2**21
+"""Numbers worked on at a time (8 MiB in float32): what stays in cache and in the allocator."""
 _Function: Any = torch.autograd.Function
 
 
 class _TokenLogps(_Function):  # type: ignore[misc]
     """log p(id) = z[id] - logsumexp(z); the softmax is made again in the backward pass, so that
-    one buffer of logits is kept instead of four."""
+    one buffer of logits is kept instead of four, and with `spent` becomes their gradient."""
 
     @staticmethod
-    def forward(ctx: Any, logits_NV: Any, ids_N: Any, temperature_N: Any,
-                banned_V: Any, entropy: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        z_NV = _scaled(logits_NV, temperature_N, banned_V)
-        lse_N = torch.logsumexp(z_NV, -1)
-        logp_N = z_NV.gather(1, ids_N[:, None])[:, 0] - lse_N
-        entropy_N = lse_N.new_zeros(lse_N.shape)
-        if entropy:  # H = lse - sum p z, suppressed tokens (p = 0, z = -inf) left out
-            p_NV = torch.exp(z_NV - lse_N[:, None])
-            entropy_N = lse_N - (p_NV * z_NV.masked_fill_(banned_V, 0.0)).sum(-1)
+    def forward(ctx: Any, logits_NV: Any, ids_N: Any, temperature_N: Any, banned_V: Any,
+                entropy: bool, spent: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        wide = torch.promote_types(logits_NV.dtype, torch.float32)
+        ctx.spent = spent and logits_NV.dtype == wide
+        lse_N, logp_N, entropy_N = (
+            torch.zeros(len(ids_N), dtype=wide, device=logits_NV.device) for _ in range(3))
+        for rows in _blocks(logits_NV):
+            z_MV = _scaled(logits_NV[rows], temperature_N[rows], banned_V, ctx.spent)
+            lse_N[rows] = torch.logsumexp(z_MV, -1)
+            logp_N[rows] = z_MV.gather(1, ids_N[rows, None])[:, 0] - lse_N[rows]
+            if entropy:  # H = lse - sum p z, suppressed tokens (p = 0, z = -inf) left out
+                p_MV = torch.exp(z_MV - lse_N[rows, None])
+                entropy_N[rows] = lse_N[rows] - (p_MV * z_MV.masked_fill(banned_V, 0.0)).sum(-1)
         ctx.save_for_backward(logits_NV, ids_N, temperature_N, banned_V, lse_N, entropy_N)
         ctx.entropy = entropy
         return logp_N, entropy_N
@@ -142,22 +153,39 @@ class _TokenLogps(_Function):  # type: ignore[misc]
     @staticmethod
     def backward(ctx: Any, grad_N: Any, grad_entropy_N: Any) -> Any:
         logits_NV, ids_N, temperature_N, banned_V, lse_N, entropy_N = ctx.saved_tensors
-        logp_NV = _scaled(logits_NV, temperature_N, banned_V).sub_(lse_N[:, None])
-        if ctx.entropy:
-            p_NV = logp_NV.exp()
-            # dH/dz = -p (log p + H)
-            surprise_NV = logp_NV.masked_fill_(banned_V, 0.0).add_(entropy_N[:, None])
-            surprise_NV.mul_(-grad_entropy_N[:, None]).sub_(grad_N[:, None])
-            found_NV = surprise_NV.mul_(p_NV)
-        else:
-            found_NV = logp_NV.exp_().mul_(-grad_N[:, None])
-        found_NV.scatter_add_(1, ids_N[:, None], grad_N[:, None].to(found_NV.dtype))
-        found_NV.div_(temperature_N[:, None].to(found_NV.dtype))
-        return found_NV.to(logits_NV.dtype), None, None, None, None
+        found_NV = logits_NV if ctx.spent else torch.empty_like(logits_NV)
+        for rows in _blocks(logits_NV):
+            z_MV = logits_NV[rows] if ctx.spent else _scaled(
+                logits_NV[rows], temperature_N[rows], banned_V, False)
+            logp_MV = z_MV.sub_(lse_N[rows, None])
+            if ctx.entropy:
+                p_MV = logp_MV.exp()
+                # dH/dz = -p (log p + H)
+                logp_MV.masked_fill_(banned_V, 0.0).add_(entropy_N[rows, None])
+                logp_MV.mul_(-grad_entropy_N[rows, None]).sub_(grad_N[rows, None]).mul_(p_MV)
+            else:
+                logp_MV.exp_().mul_(-grad_N[rows, None])
+            logp_MV.scatter_add_(1, ids_N[rows, None], grad_N[rows, None])
+            if not _all_one(temperature_N[rows]):
+                logp_MV.div_(temperature_N[rows, None].to(logp_MV.dtype))
+            if not ctx.spent:
+                found_NV[rows] = logp_MV
+        return found_NV, None, None, None, None, None
 
 
-def _scaled(logits_NV: Any, temperature_N: Any, banned_V: Any) -> Any:
-    """A fresh buffer of logits over temperature, suppressed tokens at minus infinity."""
-    wide = torch.promote_types(logits_NV.dtype, torch.float32)
-    z_NV = logits_NV.to(wide) / temperature_N[:, None].to(wide)
-    return z_NV.masked_fill_(banned_V, -torch.inf)
+def _blocks(logits_NV: Any) -> list[slice]:
+    rows = max(1, _BLOCK // max(1, logits_NV.shape[1]))
+    return [slice(at, at + rows) for at in range(0, len(logits_NV), rows)]
+
+
+def _all_one(temperature_M: Any) -> bool:
+    return bool((temperature_M == 1).all())
+
+
+def _scaled(logits_MV: Any, temperature_M: Any, banned_V: Any, spent: bool) -> Any:
+    """Logits over temperature, suppressed tokens at minus infinity; in place if `spent`."""
+    z_MV = logits_MV if spent else logits_MV.to(
+        torch.promote_types(logits_MV.dtype, torch.float32), copy=True)
+    if not _all_one(temperature_M):
+        z_MV.div_(temperature_M[:, None].to(z_MV.dtype))
+    return z_MV.masked_fill_(banned_V, -torch.inf)

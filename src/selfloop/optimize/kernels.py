@@ -141,11 +141,14 @@ def _wrong(kernel: Kernel, device: Any, dtype: torch.dtype, width: int) -> str:
 
 
 def _by_hand(q: Any, k: Any, v: Any, grad: Any, causal: bool) -> list[torch.Tensor]:
-    with torch.enable_grad():
-        q, k, v = (x.double().requires_grad_() for x in (q, k, v))
-        score = (q @ k.transpose(-1, -2)) * 0.5
-        if causal:
-            rows = torch.ones(score.shape[-2:], dtype=torch.bool, device=score.device)
-            score = score.masked_fill(~rows.tril(), -torch.inf)
-        out = score.softmax(-1) @ v
-        return [out, score.logsumexp(-1), *torch.autograd.grad(out, (q, k, v), grad.double())]
+    """Output, log-sum-exp and gradients, written out: autograd would leave its tensors behind in
+    whatever is being recorded around this call."""
+    q, k, v, grad = (x.double() for x in (q, k, v, grad))
+    score = (q @ k.transpose(-1, -2)) * 0.5
+    if causal:
+        seen = torch.ones(score.shape[-2:], dtype=torch.bool, device=score.device).tril()
+        score = score.masked_fill(~seen, -torch.inf)
+    p = score.softmax(-1)
+    out = p @ v
+    ds = p * (grad @ v.transpose(-1, -2) - (grad * out).sum(-1, keepdim=True)) * 0.5
+    return [out, score.logsumexp(-1), ds @ k, ds.transpose(-1, -2) @ q, p.transpose(-1, -2) @ grad]

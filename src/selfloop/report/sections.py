@@ -9,7 +9,8 @@ from typing import Any
 from selfloop.report import figures
 from selfloop.report.arms import SAYS
 from selfloop.report.facts import ARMS, Estimate, Findings, account, estimate
-from selfloop.report.words import between, lasting, percent, points, short
+from selfloop.report.floors import told
+from selfloop.report.words import between, lasting, of_machine, percent, points, short, times
 
 
 def headline(found: Findings) -> list[tuple[str, str, str]]:
@@ -192,6 +193,17 @@ def cost(found: Findings) -> list[tuple[str, str, str]]:
         ("Time learning", lasting(seconds["learning"]), "optimizer updates"),
         ("Time in all", lasting(seconds["all"]), "evaluation and writing included; pauses not"),
     ]
+
+
+def floors(found: Findings) -> dict[str, Any] | None:
+    """Seconds over the floor, by stage; None where the run did not record its machine."""
+    known = told(found)
+    if not known["machine"] or not known["stages"]:
+        return None
+    rows = [(s["stage"], lasting(s["seconds"]), *(("–", "–") if s["over"] is None else (
+        lasting(s["floor"]), times(s["over"])))) for s in known["stages"]]
+    return {"rows": rows, "machine": of_machine(known["machine"]),
+            "uncounted": "; ".join(known["uncounted"])}
 
 
 def files(found: Findings) -> list[tuple[str, str, str]]:

@@ -12,8 +12,18 @@ from rich.text import Text
 
 from selfloop.evaluate.answers import Answer
 from selfloop.report.facts import Findings, account, gather
+from selfloop.report.floors import told as floors
 from selfloop.report.gallery import questions
-from selfloop.report.words import between, decision, lasting, percent, points, short
+from selfloop.report.words import (
+    between,
+    decision,
+    lasting,
+    of_machine,
+    percent,
+    points,
+    short,
+    times,
+)
 from selfloop.roles import SelfloopError
 from selfloop.types import AnySignal, Branch, Rollout, Sample, Verdict
 from selfloop.types import Group as Judged
@@ -28,7 +38,7 @@ def describe_run(folder: str | Path) -> dict[str, Any]:
         "kind": "run", "folder": str(found.folder), "name": found.name,
         "decision": decision(found), "stopped": found.stopped, "missing": found.missing,
         "fingerprint": found.about.get("fingerprint"), "summary": found.summary,
-        **account(found), "steps": len(found.manifests),
+        **account(found), "steps": len(found.manifests), "floors": floors(found),
         "iterations": [i.model_dump(mode="json") for i in found.iterations],
     }
 
@@ -196,12 +206,26 @@ def _run(told: dict[str, Any]) -> RenderableType:
                           _share(dev.get("no_image")), _real(i["reward"]), gain,
                           f"{counts.get('drawn', 0):,}", f"{counts.get('right', 0):,}")
         parts.append(table)
+    parts += _floors(told["floors"])
     tokens, seconds = told["tokens"], told["seconds"]
     parts.append(Text(
         f"{told['steps']} steps; labels read: {told['labels_full']:,} full, "
         f"{told['labels_answer_only']:,} answers only; {short(tokens['drawn'])} tokens drawn, "
         f"{short(tokens['learn_trained'])} trained on; {lasting(seconds['all'])}", style="dim"))
     return Group(*parts)
+
+
+def _floors(known: dict[str, Any]) -> list[RenderableType]:
+    """Seconds over the floor, by stage; nothing where the run did not record its machine."""
+    if not known["machine"] or not known["stages"]:
+        return []
+    table = _table("stage", "achieved", "floor", "achieved / floor", "FLOPs")
+    for s in known["stages"]:
+        table.add_row(s["stage"], lasting(s["seconds"]), *(
+            ("–", "–", "–") if s["over"] is None else (
+                lasting(s["floor"]), times(s["over"]), short(s["flops"]))))
+    left_out = f"; not counted: {'; '.join(known['uncounted'])}" if known["uncounted"] else ""
+    return [table, Text(f"floor: {of_machine(known['machine'])}{left_out}", style="dim")]
 
 
 def _sample(told: dict[str, Any]) -> RenderableType:

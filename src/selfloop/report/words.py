@@ -77,9 +77,23 @@ def short(number: float) -> str:
 
 
 def lasting(seconds: float) -> str:
-    """Seconds in words: "4.2 s", "3 min 20 s", "1 h 05 min"."""
+    """Seconds in words: "12 ms", "4.2 s", "3 min 20 s", "1 h 05 min"."""
+    if 0 < seconds < 0.1:
+        return f"{1e3 * seconds:.2g} ms"
     if seconds < 60:
         return f"{seconds:.1f} s"
     if seconds < 3600:
         return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
     return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"
+
+
+def times(ratio: float) -> str:
+    """A ratio as "3.4x", "120x"."""
+    return f"{ratio:.1f}x" if ratio < 10 else f"{ratio:,.0f}x"
+
+
+def of_machine(machine: dict[str, Any]) -> str:
+    """What a machine can do at most, and how that is known."""
+    return (f"the least that arithmetic allows on {machine['name']}, "
+            f"{machine['flops'] / 1e12:.3g} TFLOP/s and {machine['bandwidth'] / 1e9:,.0f} GB/s "
+            f"({machine['source']})")
