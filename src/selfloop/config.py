@@ -66,6 +66,10 @@ class RunConfig(_Part):
     """Recompute layers in the backward pass: less memory, about a third more time."""
     freeze: tuple[str, ...] = ()
     """Parts that do not learn: vision, projector, language."""
+    features: bool = True
+    """Keep picture features where vision and projector are frozen (1 GiB of memory)."""
+    features_folder: Path | None = None
+    """Keep them in this folder as well (20 GiB), for later runs."""
     max_batch_tokens: int = Field(32768, ge=16)
     """Tokens of one forward pass; halved, with a warning, when memory runs out."""
     threads: int | None = Field(None, ge=1)
@@ -205,7 +209,9 @@ def _absolute(config: RunConfig, home: Path) -> RunConfig:
     if model != "embedded" and (model.startswith((".", "~")) or (home / model).is_dir()):
         model = str((home / Path(model).expanduser()).resolve())
     out = config.out if config.out is None else home / config.out.expanduser()
-    return config.model_copy(update={"data": data, "model": model, "out": out})
+    kept = config.features_folder and home / config.features_folder.expanduser()
+    return config.model_copy(update={"data": data, "model": model, "out": out,
+                                     "features_folder": kept})
 
 
 # -- building -----------------------------------------------------------------------------------
@@ -245,9 +251,11 @@ def structured(samples: Samples, prompt: str) -> Samples:
 
 def build_engine(config: RunConfig) -> Engine:
     """The model as an engine. Raises SelfloopError, in one line, for a folder that is none."""
-    from selfloop.engines.hf import HFEngine, LoRA
+    from selfloop.engines.hf import FeatureStore, HFEngine, LoRA
 
     lora = LoRA(**config.lora.model_dump()) if config.lora else None
-    engine = HFEngine(config.model_path, lora=lora, **{n: getattr(config, n) for n in _ENGINE})
+    store = FeatureStore(folder=config.features_folder) if config.features else False
+    engine = HFEngine(config.model_path, lora=lora, features=store,
+                      **{n: getattr(config, n) for n in _ENGINE})
     engine.name = config.model  # "embedded" means the same on every machine, its path does not
     return engine

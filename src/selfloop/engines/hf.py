@@ -14,7 +14,9 @@ from typing import Any
 import torch
 
 from selfloop.engines import hf_save, tokens
+from selfloop.engines.feature_store import FeatureStore
 from selfloop.engines.hf_decode import Drawn, Job, Sampler
+from selfloop.engines.hf_features import Features
 from selfloop.engines.hf_load import LoRA, load
 from selfloop.engines.hf_prompt import Prompts
 from selfloop.optimize.checkpointing import enable
@@ -25,7 +27,7 @@ from selfloop.optimize.rows import Row, Weight, rows_of
 from selfloop.roles import Request, SelfloopError
 from selfloop.types import Branch, Context, Media, Turn
 
-__all__ = ["HFEngine", "LoRA"]
+__all__ = ["FeatureStore", "HFEngine", "LoRA"]
 
 
 class HFEngine(Learner):
@@ -34,7 +36,9 @@ class HFEngine(Learner):
     `dtype`: float32, bfloat16, float16 or auto (as saved). `device`: auto, cpu, cuda. `freeze`:
     some of "vision", "projector", "language". `max_batch_tokens` bounds prompt and answer tokens
     of one forward pass. With `lora`, only the adapters learn. `checkpointing` recomputes layers in
-    the backward pass: less memory for about a third more time. Remote code is never run.
+    the backward pass: less memory for about a third more time. `features` keeps picture features
+    where the vision side is frozen (a `FeatureStore`, or True for 1 GiB of memory; engine.features
+    counts). Remote code is never run.
 
     Raises SelfloopError, in one line, for a folder that is not such a model.
     """
@@ -43,7 +47,8 @@ class HFEngine(Learner):
 
     def __init__(self, model: str | Path, *, lora: LoRA | None = None, dtype: str = "float32",
                  device: str = "auto", threads: int | None = None, max_batch_tokens: int = 32768,
-                 freeze: tuple[str, ...] = (), checkpointing: bool = False) -> None:
+                 freeze: tuple[str, ...] = (), checkpointing: bool = False,
+                 features: FeatureStore | bool = True) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
         self.name = str(model)
@@ -53,6 +58,9 @@ class HFEngine(Learner):
         if checkpointing:
             enable(self.model)
         self._wire(max_batch_tokens)
+        store = FeatureStore() if features is True else features or None
+        self.features = self.prompts.features = Features(
+            self.model, self.processor, self.prompts.placed_pixels, store)
         super().__init__(self, tokens_per_batch=max_batch_tokens)
 
     def _wire(self, budget: int) -> None:

@@ -13,11 +13,13 @@ from typing import Any
 import torch
 
 from selfloop.engines.chat import Chat
+from selfloop.engines.hf_features import Features
 from selfloop.roles import SelfloopError
 from selfloop.types import Context, Media, Message, Part, Turn
 
 Rendered = tuple[tuple[int, ...], tuple[Media, ...]]
 Pixels = dict[str, torch.Tensor]
+Asked = tuple[str, tuple[tuple[int, int], ...], bool]
 
 
 class Prompts:
@@ -30,6 +32,8 @@ class Prompts:
         self.device, self.dtype = device, dtype
         self.chat = Chat(processor, ends)
         self.open_media: Callable[[Media], Any] | None = None
+        self.features: Features | None = None
+        """Where kept picture features are told which pictures a batch holds."""
         self.calls = 0
         """Processor calls so far (a test holds that it is one per context)."""
         self._contexts: OrderedDict[str, Rendered] = OrderedDict()
@@ -37,6 +41,8 @@ class Prompts:
         self._cache_contexts, self._cache_bytes = cache_contexts, cache_bytes
         self._held = 0
         self._types: dict[str, dict[int, int]] = {}
+        self._texts: OrderedDict[Asked, tuple[int, ...]] = OrderedDict()
+        self._quick, self._proved = True, False
 
     # -- contexts ---------------------------------------------------------------------------
 
@@ -99,7 +105,14 @@ class Prompts:
             found[name] = types_BT
         for name in pixels[0] if pixels else ():
             found[name] = torch.cat([p[name] for p in pixels])
-        return {name: self._placed(value) for name, value in found.items()}
+        placed = {name: self._placed(value) for name, value in found.items()}
+        if pixels and self.features is not None:
+            self.features.note(placed, [media for _, media in sequences if media])
+        return placed
+
+    def placed_pixels(self, media: tuple[Media, ...]) -> Pixels:
+        """`pixels` on the model's device in its numbers."""
+        return {name: self._placed(value) for name, value in self.pixels(media).items()}
 
     def _placed(self, value: torch.Tensor) -> torch.Tensor:
         if value.is_floating_point():
@@ -129,21 +142,60 @@ class Prompts:
         if other := next((m.kind for m in media if m.kind != "image"), None):
             raise SelfloopError(f"this engine reads images only, not {other}")
         opened = [self.open_media(m) for m in media] if self.open_media else []
+        known = self._quickly(text, opened, special) if self._quick else None
+        if known is not None:
+            ids, pixels = known
+            self._remember(torch.tensor([ids]), pixels, media)
+            return ids
+        out = self._whole(text, opened, special)
+        ids_1P = out.pop("input_ids")
+        out.pop("attention_mask", None)
+        self._remember(ids_1P, out, media)
+        ids = tuple(ids_1P[0].tolist())
+        if opened:
+            self._texts[_asked(text, opened, special)] = ids
+            while len(self._texts) > self._cache_contexts:
+                self._texts.popitem(last=False)
+        return ids
+
+    def _quickly(self, text: str, opened: list[Any], special: bool
+                 ) -> tuple[tuple[int, ...], Pixels] | None:
+        """The prompt's ids from an earlier one of equal text and picture sizes; pixels anew.
+
+        Most of a processor call goes into the text. What the short way gives is compared with the
+        whole call once; where they differ it is not taken again.
+        """
+        ids = self._texts.get(_asked(text, opened, special))
+        if ids is None:
+            return None
+        try:
+            found = dict(self.processor.image_processor(images=[opened], return_tensors="pt"))
+        except Exception:  # it wants what only the whole processor knows
+            self._quick = False
+            return None
+        if self._proved:
+            return ids, found
+        out = self._whole(text, opened, special)
+        theirs = {n: x for n, x in out.items()
+                  if n not in ("input_ids", "attention_mask", *self._types)}
+        self._proved = self._quick = tuple(out["input_ids"][0].tolist()) == ids \
+            and theirs.keys() == found.keys() and all(
+                isinstance(x, torch.Tensor) and torch.equal(x, found[n])
+                for n, x in theirs.items())
+        return (ids, found) if self._quick else None
+
+    def _whole(self, text: str, opened: list[Any], special: bool) -> dict[str, Any]:
         self.calls += 1
         try:
-            out = dict(self.processor(
+            return dict(self.processor(
                 text=[text], images=[opened] if opened else None, return_tensors="pt",
                 padding=False, truncation=False, add_special_tokens=special))
         except SelfloopError:
             raise
         except Exception as error:
             reason = str(error).strip().splitlines()[0][:200] if str(error) else repr(error)
-            raise SelfloopError(f"the processor refuses a prompt with {len(media)} pictures: "
+            raise SelfloopError(f"the processor refuses a prompt with {len(opened)} pictures: "
                                 f"{reason} (prompt starts {text[:60]!r})") from error
-        ids_1P = out.pop("input_ids")
-        out.pop("attention_mask", None)
-        self._remember(ids_1P, out, media)
-        return tuple(ids_1P[0].tolist())
 
     def _remember(self, ids_1P: torch.Tensor, out: dict[str, Any], media: tuple[Media, ...]
                   ) -> None:
@@ -172,3 +224,8 @@ class Prompts:
 
 def _bytes(pixels: Pixels) -> int:
     return sum(t.numel() * t.element_size() for t in pixels.values())
+
+
+def _asked(text: str, opened: Sequence[Any], special: bool) -> Asked:
+    """What a prompt's ids depend on: placeholders are expanded by the pictures' sizes."""
+    return text, tuple(picture.size for picture in opened), special

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any
 
 import torch
@@ -42,21 +43,26 @@ def enable(model: Any) -> None:
     """Recompute every layer that transformers marks as fit for it, whenever gradients are on."""
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):
-            _wrap(model, module)
+            module.forward = _Again(model, module)
 
 
-def _wrap(model: Any, module: Any) -> None:
-    inner = module.forward
+class _Again:
+    """A layer's forward pass that is run a second time instead of being remembered."""
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
+    def __init__(self, model: Any, module: Any) -> None:
+        self.model, self.module, self.inner = model, module, module.forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
-            return inner(*args, **kwargs)
+            return self.inner(*args, **kwargs)
         fork = FORK.get()
 
         def run(*again: Any) -> Any:
-            with answering(model, fork):  # the backward pass has left it long since
-                return inner(*again, **kwargs)
+            with answering(self.model, fork):  # the backward pass has left it long since
+                return self.inner(*again, **kwargs)
 
         return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False)
 
-    module.forward = forward
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """A copied layer has its own forward pass, which remembers."""
+        return MethodType(type(self.module).forward, memo.get(id(self.module), self.module))
