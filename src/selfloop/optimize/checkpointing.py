@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -26,17 +27,28 @@ def answering(model: Any, fork: Fork | None) -> Iterator[None]:
     if fork is None:
         yield
         return
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
-    configs = {id(m.config): m.config for m in decoder.modules() if hasattr(m, "config")}
-    before = {key: config._attn_implementation for key, config in configs.items()}
+    configs = _configs(model)
+    before = [config._attn_implementation for config in configs]
     with forking(fork):
         try:
-            for config in configs.values():
+            for config in configs:
                 config._attn_implementation_internal = NAME
             yield
         finally:
-            for key, config in configs.items():
-                config._attn_implementation_internal = before[key]
+            for config, name in zip(configs, before, strict=True):
+                config._attn_implementation_internal = name
+
+
+_known: WeakKeyDictionary[Any, list[Any]] = WeakKeyDictionary()
+
+
+def _configs(model: Any) -> list[Any]:
+    """The configurations that the decoder's layers look at; found once, used at every token."""
+    if model not in _known:
+        decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+        _known[model] = list({id(m.config): m.config for m in decoder.modules()
+                              if hasattr(m, "config")}.values())
+    return _known[model]
 
 
 def enable(model: Any) -> None:
