@@ -31,6 +31,7 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     engine = HFEngine(folder, dtype="float64", device="cpu")
     engine.bind(open_picture)
     no_float32_casts(engine.model)
+    engine.scorer.worth = 0  # a few short prompts, too
     return engine
 
 
@@ -110,8 +111,8 @@ def test_batches_within_a_small_budget_change_nothing(engine: HFEngine) -> None:
     rows = rows_for(engine, 3, 5)
     with torch.no_grad():
         whole = engine.scorer(rows)[0]
-        small = Shared(engine.model, engine.prompts, engine.banned_V, 150)(rows)[0]
-        plain = Shared(engine.model, engine.prompts, engine.banned_V, 150).plain(rows)[0]
+        small = Shared(engine.model, engine.prompts, engine.banned_V, 150, worth=0)(rows)[0]
+        plain = Plain(engine.model, engine.prompts, engine.banned_V, 150)(rows)[0]
     for a, b, c in zip(whole, small, plain, strict=True):
         assert torch.allclose(a, b, atol=1e-8) and torch.allclose(a, c, atol=1e-8)
 
@@ -133,7 +134,7 @@ def test_pictures_after_the_prompt_go_the_plain_way(engine: HFEngine) -> None:
 
 def test_falls_back_loudly_when_wrong(engine: HFEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = rows_for(engine, 2, 3)
-    scorer = Shared(engine.model, engine.prompts, engine.banned_V, 10000)
+    scorer = Shared(engine.model, engine.prompts, engine.banned_V, 10000, worth=0)
     monkeypatch.setattr("selfloop.optimize.fork.Fork.start_T", property(
         lambda fork: torch.zeros(fork.tokens, dtype=torch.long)))
     with pytest.warns(UserWarning, match="shared prefix off .* differ from the plain path by"):
@@ -146,7 +147,7 @@ def test_falls_back_loudly_on_wrong_gradients(
     engine: HFEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = rows_for(engine, 2, 3)
-    scorer = Shared(engine.model, engine.prompts, engine.banned_V, 10000)
+    scorer = Shared(engine.model, engine.prompts, engine.banned_V, 10000, worth=0)
     usual = forks.PrefixKeys.update
 
     def cut(self: Any, keys: Any, values: Any, *more: Any, **named: Any) -> Any:
@@ -163,7 +164,7 @@ def test_falls_back_when_the_cache_fails(
     engine: HFEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = rows_for(engine, 1, 3)
-    scorer = Shared(engine.model, engine.prompts, engine.banned_V, 10000)
+    scorer = Shared(engine.model, engine.prompts, engine.banned_V, 10000, worth=0)
 
     def broken(*_: object, **__: object) -> None:
         raise NotImplementedError("no such cache")
@@ -174,7 +175,7 @@ def test_falls_back_when_the_cache_fails(
 
 
 def test_longer_rows_are_checked_again(engine: HFEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    scorer = Shared(engine.model, engine.prompts, engine.banned_V, 10000)
+    scorer = Shared(engine.model, engine.prompts, engine.banned_V, 10000, worth=0)
     rows = rows_for(engine, 1, 3)
     looked: list[int] = []
     usual = scorer.check
@@ -308,7 +309,7 @@ def test_mrope_positions_are_explicit(qwen: Any) -> None:
             answer = tuple(13 + (number + length * i) % 20 for i in range(length))
             rows.append(Row((*prompt, *answer), (False,) * len(prompt) + (True,) * length,
                             (picture(number),), len(prompt)))
-    scorer = Shared(qwen, GridReader(), torch.zeros(40, dtype=torch.bool), 10000)
+    scorer = Shared(qwen, GridReader(), torch.zeros(40, dtype=torch.bool), 10000, worth=0)
     shared = run(scorer, qwen, rows)
     assert not scorer.why_not
     plain = run(scorer.plain, qwen, rows)
@@ -377,7 +378,7 @@ def grid_rows(lengths: Sequence[int]) -> list[Row]:
 def test_states_are_forked_exactly(hybrid: Any, lengths: tuple[int, ...], checkpointed: bool
                                    ) -> None:
     rows = grid_rows(lengths)
-    scorer = Shared(hybrid, FloatGrid(), torch.zeros(40, dtype=torch.bool), 10000)
+    scorer = Shared(hybrid, FloatGrid(), torch.zeros(40, dtype=torch.bool), 10000, worth=0)
     plain = run(scorer.plain, hybrid, rows)
     if checkpointed:
         enable(hybrid)
@@ -426,10 +427,21 @@ def test_checkpointing_as_the_very_first_use(engine: HFEngine, monkeypatch: pyte
     forwards = {m: vars(m).get("forward") for m in engine.model.modules()}
     enable(engine.model)
     try:
-        scorer = Shared(engine.model, engine.prompts, engine.banned_V, 10000)
+        scorer = Shared(engine.model, engine.prompts, engine.banned_V, 10000, worth=0)
         run(scorer, engine.model, rows)
         assert not scorer.why_not and kernels._trusted
     finally:
         for module, forward in forwards.items():
             if forward is None and "forward" in vars(module):
                 del module.forward
+
+
+def test_little_to_share_goes_the_plain_way(engine: HFEngine) -> None:
+    """Answers take a second pass through the layers: it must pay."""
+    rows = rows_for(engine, 1, 2)
+    prompt = rows[0].prompt
+    for worth, shared in ((prompt, False), (prompt - 1, True)):
+        scorer = Shared(engine.model, engine.prompts, engine.banned_V, 10000, worth=worth)
+        with torch.no_grad():
+            scorer(rows)
+        assert scorer.checked == shared and not scorer.why_not

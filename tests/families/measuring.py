@@ -72,7 +72,7 @@ def run(path: Any, model: Any, rows: Sequence[Row]) -> Found:
 
 def measure(family: Family, rows: Sequence[Row], budget: int = BUDGET) -> Measured:
     """Both paths on these rows. The shared one checks itself and may fall back, with a warning."""
-    path = Shared(family.model, family.reader, BANNED, budget)
+    path = Shared(family.model, family.reader, BANNED, budget, worth=0)
     plain = run(path.plain, family.model, rows)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

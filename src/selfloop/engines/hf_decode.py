@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -56,7 +56,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Drawn:
-    """One answer's drawn tokens, with log-probs before top-p/top-k/min-p (None when greedy)."""
+    """One answer's drawn tokens, with log-probs before top-p/top-k/min-p (`draw` gives None for
+    greedy ones)."""
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...] | None
@@ -87,7 +88,8 @@ class Sampler:
         found: list[list[Drawn | None]] = [[None] * job.n for job in jobs]
         for batch in self._batches(jobs):
             for (j, i), drawn in zip(batch, self._run(jobs, batch), strict=True):
-                found[j][i] = drawn
+                greedy = jobs[j].sampling.temperature == 0
+                found[j][i] = replace(drawn, logprobs=None) if greedy else drawn
         return [[d for d in row if d is not None] for row in found]
 
     def smaller(self, why: str, jobs: Sequence[Job]) -> None:
@@ -187,20 +189,24 @@ class Sampler:
         return text.drawn()
 
     def _check(self, jobs: Sequence[Job], batch: Pairs, drawn: Sequence[Drawn]) -> None:
-        """A few drawn tokens' log-probs against the plain path, once."""
+        """The longest draws' log-probs against the plain path, until they tell something."""
+        longest: dict[int, int] = {}
+        for place, ((j, _), one) in enumerate(zip(batch, drawn, strict=True)):
+            length = len(jobs[j].ids)
+            if len(one.token_ids) > len(drawn[longest.get(length, place)].token_ids) \
+                    or length not in longest:
+                longest[length] = place
+        chosen = sorted(longest.values(), key=lambda p: -len(drawn[p].token_ids))[:2]
         rows: list[Row] = []
         given: list[torch.Tensor] = []
-        for (j, _), one in zip(batch, drawn, strict=True):
-            if one.logprobs and len(rows) < 2 and not (rows and rows[0].prompt == len(
-                    jobs[j].ids)):
-                ids = (*jobs[j].ids, *one.token_ids)
-                trained = (False,) * len(jobs[j].ids) + (True,) * len(one.token_ids)
-                rows.append(Row(ids, trained, jobs[j].media, len(jobs[j].ids),
-                                temperature=jobs[j].sampling.temperature))
-                given.append(torch.tensor(one.logprobs, dtype=torch.float64))
-        if not rows:
-            return
-        self.checked = True
+        for place in chosen:
+            job, one = jobs[batch[place][0]], drawn[place]
+            ids = (*job.ids, *one.token_ids)
+            rows.append(Row(ids, (False,) * len(job.ids) + (True,) * len(one.token_ids), job.media,
+                            len(job.ids), temperature=job.sampling.temperature or 1.0))
+            given.append(torch.tensor(one.logprobs, dtype=torch.float64))
+        # The first token comes from the prompt's own pass: alone it shows nothing about the fork.
+        self.checked = len(drawn[chosen[0]].token_ids) > 2
         plain = Plain(self.model, self.reader, self.banned_V, self.budget)(rows)[0]
         gap = max(float((a.cpu().double() - b).abs().max())
                   for a, b in zip(plain, given, strict=True))
@@ -215,7 +221,6 @@ class _Text:
     def __init__(self, sampler: Sampler, rows: int, job: Job, logits: torch.Tensor) -> None:
         device, wide = logits.device, torch.promote_types(logits.dtype, torch.float32)
         self.decode, self.stop, self.forced = sampler.decode, job.sampling.stop, job.forced
-        self.greedy = job.sampling.temperature == 0
         self.ends = torch.tensor(sorted(sampler.ends), device=device)
         self.token_NR = torch.zeros(rows, job.steps, dtype=torch.long, device=device)
         self.logp_NR = torch.zeros(rows, job.steps, device=device, dtype=wide)
@@ -227,8 +232,7 @@ class _Text:
         was_M = self.open_N[rows_M]
         mine = rows_M[was_M]
         self.token_NR[mine, step] = token_M[was_M]
-        if logp_M is not None:
-            self.logp_NR[mine, step] = logp_M[was_M]
+        self.logp_NR[mine, step] = logp_M[was_M]
         self.length_N[mine] = step + 1
         self.open_N[rows_M] = was_M & ~torch.isin(token_M, self.ends)
         for row in mine.tolist() if self.stop else ():
@@ -248,6 +252,5 @@ class _Text:
         """The finished answers."""
         tokens, logps = self.token_NR.tolist(), self.logp_NR.tolist()
         opened, lengths = self.open_N.tolist(), self.length_N.tolist()
-        return [Drawn(tuple(t[:n]), None if self.greedy else tuple(lp[:n]),
-                      "length" if still else "stop")
+        return [Drawn(tuple(t[:n]), tuple(lp[:n]), "length" if still else "stop")
                 for t, lp, n, still in zip(tokens, logps, lengths, opened, strict=True)]

@@ -149,7 +149,6 @@ class Prompts:
             return ids
         out = self._whole(text, opened, special)
         ids_1P = out.pop("input_ids")
-        out.pop("attention_mask", None)
         self._remember(ids_1P, out, media)
         ids = tuple(ids_1P[0].tolist())
         if opened:
@@ -177,7 +176,7 @@ class Prompts:
             return ids, found
         out = self._whole(text, opened, special)
         theirs = {n: x for n, x in out.items()
-                  if n not in ("input_ids", "attention_mask", *self._types)}
+                  if n not in ("input_ids", *self._types)}
         self._proved = self._quick = tuple(out["input_ids"][0].tolist()) == ids \
             and theirs.keys() == found.keys() and all(
                 isinstance(x, torch.Tensor) and torch.equal(x, found[n])
@@ -187,9 +186,12 @@ class Prompts:
     def _whole(self, text: str, opened: list[Any], special: bool) -> dict[str, Any]:
         self.calls += 1
         try:
-            return dict(self.processor(
+            out = dict(self.processor(
                 text=[text], images=[opened] if opened else None, return_tensors="pt",
                 padding=False, truncation=False, add_special_tokens=special))
+            for name in ("attention_mask", "labels"):  # made here, and only where they are wanted
+                out.pop(name, None)
+            return out
         except SelfloopError:
             raise
         except Exception as error:
@@ -211,6 +213,10 @@ class Prompts:
                 for token, kind in zip(ids_1P[0].tolist(), value[0].tolist(), strict=True):
                     if kind:
                         table[token] = kind
+            elif value.dim() > 2 and value.shape[1] == ids_1P.shape[1] and value.shape[0] == 1 \
+                    and not value.is_floating_point():
+                raise SelfloopError(f"the processor's {name!r} is as long as the prompt: models "
+                                    "that need it again for each answer are not supported")
             else:
                 pixels[name] = value
         if media:

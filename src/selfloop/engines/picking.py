@@ -8,15 +8,17 @@ from selfloop.roles import Sampling
 
 
 def pick(logits_NV: torch.Tensor, uniform_N: torch.Tensor, sampling: Sampling,
-         banned_V: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """One token a row, by inverse CDF in float64, and its log-prob (None when greedy).
+         banned_V: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """One token a row, by inverse CDF in float64 (the likeliest when greedy), and its log-prob.
 
-    The log-prob is after temperature and banned tokens, before top-k, top-p and min-p.
+    The log-prob is after temperature (1 when greedy) and banned tokens, before top-k, top-p and
+    min-p.
     """
     wide_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
     wide_NV = wide_NV.masked_fill(banned_V, -torch.inf)
     if sampling.temperature == 0:
-        return wide_NV.argmax(-1), None
+        token_N = wide_NV.argmax(-1)
+        return token_N, wide_NV.gather(1, token_N[:, None])[:, 0] - torch.logsumexp(wide_NV, -1)
     logp_NV = torch.log_softmax(wide_NV / sampling.temperature, -1)
     p_NV = filtered(logp_NV.double().exp(), sampling)
     cdf_NV = p_NV.cumsum(-1)

@@ -289,5 +289,7 @@ class BranchCache(_Cache):  # type: ignore[misc]
         return self.longest
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        """Not used: masks of a fork are made by attend.mask."""
-        return self.longest + query_length, 0
+        """As far as an answer may look. (Masks of a fork are made by attend.mask; models that
+        keep a table of positions size it by this.)"""
+        fork = FORK.get()
+        return self.longest + max(query_length, fork.reach if fork is not None else 0), 0

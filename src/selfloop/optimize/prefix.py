@@ -26,25 +26,30 @@ from selfloop.optimize.score import Plain, Reader
 from selfloop.optimize.selfcheck import difference
 from selfloop.types import Media
 
+WORTH = 64
+"""Tokens that sharing must save in a call: answers take a second pass through the layers."""
+
 
 class Shared:
     """Both paths behind one call: shared where rows share a prompt and it is exact, else plain."""
 
-    def __init__(self, model: Any, reader: Reader, banned_V: torch.Tensor, budget: int) -> None:
+    def __init__(self, model: Any, reader: Reader, banned_V: torch.Tensor, budget: int,
+                 worth: int = WORTH) -> None:
         self.model, self.reader, self.banned_V, self.budget = model, reader, banned_V, budget
+        self.worth = worth
         self.head = Head(model, banned_V)
         self.plain = Plain(model, reader, banned_V, budget, self.head)
         self.why_not = unsupported(model)
         """Why the shared path is not used; "" while it is."""
         self.vision: Callable[[tuple[Media, ...]], int] = lambda media: 0
         """What pictures add to a forward pass with gradients, in tokens of the language model."""
-        self.checked_to = 0
-        """Longest row for which both paths have been compared."""
+        self.checked_to = (0, 0)
+        """Longest (row, answer) for which both paths have been compared."""
 
     @property
     def checked(self) -> bool:
-        """Whether both paths have been compared on this model."""
-        return self.checked_to > 0
+        """Whether both paths have been compared on this model, answers included."""
+        return self.checked_to[1] > 0
 
     def __call__(self, rows: Sequence[Row], *, entropy: bool = False
                  ) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
@@ -59,8 +64,8 @@ class Shared:
         for batch in self._batches(rows):
             mine = [rows[i] for i in batch]
             # A window or a chunk of attention may begin only at some length: look again as
-            # rows grow, at each doubling.
-            if max(len(row.token_ids) for row in mine) > self.checked_to:
+            # rows or answers grow, at each doubling.
+            if any(a > b for a, b in zip(_lengths(mine), self.checked_to, strict=True)):
                 self.check(mine)
             if self.why_not:
                 break
@@ -92,7 +97,10 @@ class Shared:
             if not answer or not self.reader.placeholders.isdisjoint(answer):
                 continue
             groups.setdefault(prompt_key(row), []).append(i)
-        return [group for group in groups.values() if len(group) > 1]
+        units = [group for group in groups.values() if len(group) > 1]
+        saved = sum((rows[unit[0]].prompt + self.vision(rows[unit[0]].media)) * (len(unit) - 1)
+                    for unit in units)
+        return units if saved > self.worth else []
 
     def _batches(self, rows: Sequence[Row]) -> list[list[int]]:
         """Units in order of their prompts' lengths, each batch within the token budget."""
@@ -187,7 +195,9 @@ class Shared:
 
         Returns the largest log-prob gap (nats) and the relative gradient gap.
         """
-        self.checked_to = 2 * max(len(row.token_ids) for row in rows)
+        # An answer of one token is predicted by its prompt alone: it shows nothing.
+        rows_to, answers_to = _lengths(rows)
+        self.checked_to = (2 * rows_to, 2 * answers_to if answers_to > 1 else 0)
         worst = gap = float("inf")
         try:
             worst, gap, self.why_not = difference(self.model, self.forward, self.plain, rows)
@@ -217,11 +227,19 @@ def unsupported(model: Any) -> str:
     """Why a prompt of this model cannot be forked at all; "" if it may."""
     if getattr(model.config, "is_encoder_decoder", False):
         return "encoder-decoder models have no shared prefix"
+    if getattr(_text(model), "cross_attention_layers", None):
+        return "cross-attention to pictures is not part of a prompt's cache"
     try:
         forks.PrefixCache(_text(model))
     except NotImplementedError as error:
         return str(error)
     return ""
+
+
+def _lengths(rows: Sequence[Row]) -> tuple[int, int]:
+    """The longest row and the longest answer."""
+    return (max(len(row.token_ids) for row in rows),
+            max(len(row.token_ids) - row.prompt for row in rows))
 
 
 def _text(model: Any) -> Any:

@@ -107,9 +107,8 @@ class Plain:
 
     def _inputs(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         if self.marks is None:
-            long = next((row for row in rows if len(row.token_ids) > row.prompt + 2), None)
-            self.marks = self._marked(long) if long is not None else None
-        return self._read(rows, self.marks or ())
+            self.marks = self._marked(rows[0])
+        return self._read(rows, self.marks)
 
     def _read(self, rows: Sequence[Row], marks: tuple[str, ...]) -> dict[str, torch.Tensor]:
         found = self.reader.inputs([(row.token_ids, row.media) for row in rows])
@@ -122,15 +121,18 @@ class Plain:
     def _marked(self, row: Row) -> tuple[str, ...]:
         """Prefix language models see a whole sequence both ways unless answers are marked.
 
-        Found out by changing the last token, which must not change what stands before it.
+        Found out by changing the last of three tokens put after the row, which must not change what stands
+        before it.
         """
-        other = next(t for t in range(len(self.banned_V)) if t != row.token_ids[-1]
-                     and t not in self.reader.placeholders)
-        pair = [row, Row((*row.token_ids[:-1], other), row.trained, row.media, row.prompt)]
+        free = [t for t in range(len(self.banned_V)) if not bool(self.banned_V[t])
+                and t not in self.reader.placeholders][:2]
+        pair = [Row((*row.token_ids, free[0], free[0], last), (*row.trained, True, True, True),
+                    row.media, row.prompt) for last in (free[0], free[-1])]
+        keep_K = torch.arange(len(row.token_ids) - 1, len(row.token_ids) + 2)
+        row = pair[0]
         types = [name for name, x in self._read([row], ()).items() if not x.is_floating_point()
                  and x.shape == (1, len(row.token_ids)) and name not in _NOT_TYPES]
         for marks in ((), *((name,) for name in types)):
-            keep_K = torch.arange(row.prompt - 1, len(row.token_ids) - 1)
             seen, changed = (self.head.hidden(
                 {**(inputs := self._read([r], marks)), "use_cache": False},
                 keep_K.to(inputs["input_ids"].device))[0, :-1].float() for r in pair)

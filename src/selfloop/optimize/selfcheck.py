@@ -11,8 +11,9 @@ from selfloop.optimize.layout import prompt_key
 from selfloop.optimize.rows import Row
 from selfloop.optimize.score import Answers
 
-TOLERANCE = {torch.float64: (1e-8, 1e-5), torch.float32: (1e-4, 1e-2)}
+TOLERANCE = {torch.float64: (1e-8, 1e-5), torch.float32: (1e-3, 1e-2)}
 """Largest |shared - plain| log-prob, and relative gradient difference, that pass the check.
+In float32, linear attention alone differs by 2e-4 from itself in float64 (both paths do).
 Narrower types: 0.1 and no check of gradients (their own noise is of that size)."""
 
 
