@@ -37,8 +37,9 @@ def test_a_sound_folder(folder: Path) -> None:
     assert "<eos>" in about(findings, "an answer ends with").what
     assert "as many as" in about(findings, "a picture becomes").what
     assert "<image>" in about(findings, "never sampled (placeholder)").what
-    for text in ("equals model.generate", "agree to", "training path: shared prefix", "sampling path: one",
-                 "cache: DynamicLayer x2", "two pictures in one prompt", "q_proj x2", "cuts nothing"):
+    for text in ("equals model.generate", "agree to", "training path: shared prefix",
+                 "sampling path: one", "cache: DynamicLayer x2", "two pictures in one prompt",
+                 "q_proj x2", "cuts nothing"):
         assert about(findings, text).level == "ok"
 
 

@@ -121,20 +121,19 @@ def _pictures(engine: Any) -> Iterator[Finding]:
                       "the chat template must write the image token for parts of type image")
     else:
         yield Finding("ok", f"a picture becomes {count} tokens, as many as the model expects")
-    two = _asked("one", "two")
+    pairs = [_asked("one", "two"), _asked("two", "one"), _asked("one", "three")]
     with torch.no_grad():
-        both, swapped = (engine.model(**engine.prompts.inputs([engine.render(c)]),
-                                      logits_to_keep=1).logits for c in (two, _asked("two", "one")))
-    # Not more tokens than one: some processors give up tiles when there are several pictures.
-    if (pair := engine.render(two)[0]) == ids:
-        yield Finding("error", "two pictures become the same prompt as one",
+        both, swapped, other = (engine.model(**engine.prompts.inputs([engine.render(c)]),
+                                             logits_to_keep=1).logits for c in pairs)
+    if torch.equal(both, other):
+        yield Finding("error", "the second of two pictures makes no difference",
                       "the chat template must write every picture of a message")
     elif torch.equal(both, swapped):
         yield Finding("warning", "the order of two pictures makes no difference",
                       "ask about one picture at a time")
     else:
-        yield Finding("ok", "two pictures in one prompt become "
-                      f"{sum(t in engine.prompts.placeholders for t in pair)} tokens, in their order")
+        twice = sum(t in engine.prompts.placeholders for t in engine.render(pairs[0])[0])
+        yield Finding("ok", f"two pictures in one prompt become {twice} tokens, in their order")
     if torch.equal(logits[0], logits[1]):
         yield Finding("warning", "two different pictures give the very same prediction",
                       "the pictures do not reach the language model: check the processor")

@@ -12,6 +12,7 @@ from hf_models import asked, open_picture
 from processors.folders import Folder, make
 from selfloop.doctor import diagnose
 from selfloop.engines.hf import HFEngine
+from selfloop.optimize.fork import stateful
 from selfloop.roles import Request, Sampling
 from selfloop.types import Branch, Context
 
@@ -77,9 +78,11 @@ def paths_agree(found: HFEngine, recipe: Folder) -> None:
         shared = found.logps(rows)[0]
     assert found.training_path == "shared prefix" and found.scorer.checked
     plain = found.scorer.plain(rows)[0]
+    # Linear attention adds up states in float32: either path is 2e-4 from float64 here.
+    noisy = stateful(found.model.config.get_text_config(decoder=True))
     for a, b, turn in zip(shared, plain, drawn, strict=True):
-        assert torch.allclose(a, b, rtol=0, atol=1e-5)
-        assert torch.allclose(a, torch.tensor(turn.logprobs), rtol=0, atol=1e-4)
+        assert torch.allclose(a, b, rtol=0, atol=1e-3 if noisy else 1e-5)
+        assert torch.allclose(a, torch.tensor(turn.logprobs), rtol=0, atol=1e-3 if noisy else 1e-4)
 
 
 def healthy(folder: Path) -> None:

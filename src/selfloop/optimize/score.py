@@ -121,8 +121,8 @@ class Plain:
     def _marked(self, row: Row) -> tuple[str, ...]:
         """Prefix language models see a whole sequence both ways unless answers are marked.
 
-        Found out by changing the last of three tokens put after the row, which must not change what stands
-        before it.
+        Found out by changing the last of three tokens put after the row, which must not change
+        what stands before it.
         """
         free = [t for t in range(len(self.banned_V)) if not bool(self.banned_V[t])
                 and t not in self.reader.placeholders][:2]
