@@ -29,8 +29,8 @@ from selfloop.optimize.positions import Positions, joined, positions, spread, wa
 from selfloop.optimize.score import Reader
 from selfloop.types import Media
 
-_ROOM = 32
-"""Places of a new buffer; it doubles when full."""
+_ROOM = 8
+"""Least places of a buffer; it doubles when full."""
 
 
 class Step(Fork):
@@ -81,7 +81,7 @@ class DecodingKeys(BranchKeys):
 
     def _write(self, k_NKD: Any, v_NKD: Any, step: int) -> None:
         if not self.own or step >= self.own[0].shape[2]:
-            size = _ROOM if not self.own else 2 * self.own[0].shape[2]
+            size = max(_ROOM, 2 * step)
             larger = [x.new_empty(*x.shape[:2], size, x.shape[2]) for x in (k_NKD, v_NKD)]
             for old, new in zip(self.own, larger, strict=False):
                 new[:, :, :old.shape[2]] = old
@@ -89,9 +89,10 @@ class DecodingKeys(BranchKeys):
         for buffer, new in zip(self.own, (k_NKD, v_NKD), strict=True):
             buffer[:, :, step] = new
 
-    def select(self, keep_M: torch.Tensor, contexts: Sequence[torch.Tensor | None]) -> None:
+    def select(self, keep_M: torch.Tensor, contexts: Sequence[torch.Tensor | None],
+               used: int) -> None:
         """Only these answers go on; of each block these prompts (None: all, empty: none)."""
-        self.own = [buffer[keep_M] for buffer in self.own]
+        self.own = [buffer[keep_M, :, :used] for buffer in self.own]  # the next token grows it
         self.pairs = [(k, v) if c is None else (k[c], v[c])
                       for (k, v), c in zip(self.pairs, contexts, strict=True)
                       if c is None or len(c)]
@@ -136,7 +137,7 @@ class Decoding:
         keep_M = torch.tensor(list(keep), dtype=torch.long, device=self.device)
         for layer in self.cache.layers:
             if isinstance(layer, DecodingKeys):
-                layer.select(keep_M, contexts)
+                layer.select(keep_M, contexts, self.fork.step + 1)
             elif isinstance(layer, BranchState):
                 layer.select(keep_M)
         step = self.fork.step
