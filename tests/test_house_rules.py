@@ -30,8 +30,9 @@ LAYERS: list[tuple[str, ...]] = [
     ("selfloop.recipes", "selfloop.report"),
     ("selfloop.proof", "selfloop.export", "selfloop.methods", "selfloop.config", "selfloop.probed",
      "selfloop.probing", "selfloop.choosing", "selfloop.costs", "selfloop.planning",
-     "selfloop.checking", "selfloop.progress", "selfloop.sinks"),
-    ("selfloop.demo", "selfloop.proving", "selfloop.own_proof"),
+     "selfloop.checking", "selfloop.progress", "selfloop.sinks", "selfloop.serving"),
+    ("selfloop.demo", "selfloop.proving", "selfloop.own_proof", "selfloop.label_study",
+     "selfloop.evaluating"),
     ("selfloop.cli", "selfloop.commands"),
 ]
 """From the bottom up: a module imports from its own layer and from those before it."""
