@@ -144,7 +144,7 @@ def load(
         raise SelfloopError(f'on_bad={on_bad!r}: expected "raise" or "report"')
     if isinstance(source, Samples):
         return source if limit is None else source.take(limit)
-    found = source_of(source, split)
+    found = source if isinstance(source, Source) else source_of(source, split)
     base = Path(root) if root is not None else found.home or Path(".")
     index = MediaIndex(base.absolute(), found.home, images=Path(images) if images else None,
                        pages=pages, limits=limits)

@@ -124,7 +124,8 @@ def _file(path: Path) -> Source:
     return Source(str(path), path.absolute().parent, lambda: reader(path))
 
 
-def _jsonl(path: Path) -> Rows:
+def jsonl_rows(path: Path) -> Rows:
+    """One object a line, whatever the file is called."""
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -190,7 +191,7 @@ def _table(path: Path) -> Rows:
 
 
 READERS: dict[str, Callable[[Path], Rows]] = {
-    ".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _json, ".parquet": _parquet,
+    ".jsonl": jsonl_rows, ".ndjson": jsonl_rows, ".json": _json, ".parquet": _parquet,
     ".csv": _table, ".tsv": _table,
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from selfloop.collect.drawing import draw
 from selfloop.doors import Doors
@@ -53,15 +53,20 @@ def drawing(how: Evaluation) -> Sampling:
 
 
 def answer(samples: Sequence[Sample], engines: Mapping[str, Engine], version: int,
-           metric: Verifier, sampling: Sampling, *, n: int = 1, arm: str, seed: int = 0
-           ) -> list[Answer]:
-    """Every sample's answers, judged by `metric`, which alone sees the gold values."""
+           metric: Verifier, sampling: Sampling, *, n: int = 1, arm: str, seed: int = 0,
+           shown: Callable[[Sample], Context] | None = None) -> list[Answer]:
+    """Every sample's answers, judged by `metric`, which alone sees the gold values.
+
+    `shown` is what the model sees of a sample; by default the question as it is, and without its
+    pictures in the arm "no_image".
+    """
     found: list[Answer] = []
     for at in range(0, len(samples), SHARD):
         chunk = list(samples[at:at + SHARD])
         doors = Doors(engines, version, f"{seed}/evaluate/{arm}")
         drawn: list[list[Rollout]] = doors.run(
-            [(s, "evaluate", _asking(_seen(s, arm), n, sampling)) for s in chunk])
+            [(s, "evaluate", _asking(shown(s) if shown else _seen(s, arm), n, sampling))
+             for s in chunk])
         groups = [Group(sample=s, rollouts=tuple(r)) for s, r in zip(chunk, drawn, strict=True)]
         for group in judge(metric, groups, doors).groups:
             found += [_answer(group.sample, r, v, i, arm, seed)
@@ -86,6 +91,6 @@ def _answer(sample: Sample, rollout: Rollout, verdict: Verdict, draw: int, arm: 
         sample=sample.id, cluster=sample.cluster, task=str(task) if task is not None else "",
         gold=None if sample.answer is None else str(sample.answer), text=rollout.text,
         parsed=final_answer(rollout.text),
-        right=None if verdict.score is None else verdict.right,
+        right=None if verdict.score is None else verdict.right, score=verdict.score,
         tokens=rollout.tokens, draw=draw, arm=arm, seed=seed,
     )

@@ -37,6 +37,8 @@ class Answer(Word):
     """The answer found in `text`, or None when none was found."""
     right: bool | None = None
     """None = the verifier could not tell. An unparseable answer is False, not None."""
+    score: float | None = None
+    """What `right` was rounded from, in [0, 1]: ANLS, VQA accuracy, the share of right parts."""
     tokens: int = 0
     """Tokens drawn."""
     draw: int = 0
@@ -54,7 +56,7 @@ def write(path: str | Path, answers: Sequence[Answer]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    kinds = {"right": pa.bool_(), "tokens": pa.int64(), "draw": pa.int64(), "seed": pa.int64()}
+    kinds = {"right": pa.bool_(), "score": pa.float64(), "tokens": pa.int64(), "draw": pa.int64(), "seed": pa.int64()}
     # A written-out schema: inferred types would make a column of Nones another type of file.
     schema = pa.schema([(name, kinds.get(name, pa.string())) for name in Answer.model_fields])
     columns = {name: [getattr(a, name) for a in answers] for name in Answer.model_fields}
@@ -70,11 +72,11 @@ def read(path: str | Path) -> list[Answer]:
         raise SelfloopError(f"{path}: no readable parquet file of answers; evaluate again")
     columns = found[0]
     lacking = [name for name in Answer.model_fields if name not in columns]
-    if lacking:
+    if lacking and lacking != ["score"]:  # files from before there were graded scores
         raise SelfloopError(
             f"{path}: column {lacking[0]!r} is missing, so these are not answers: "
             "give a file that selfloop.evaluate.answers.write wrote")
-    names = list(Answer.model_fields)
+    names = [name for name in Answer.model_fields if name in columns]
     rows = zip(*(columns[name] for name in names), strict=True)
     return [Answer(**dict(zip(names, row, strict=True))) for row in rows]
 

@@ -1,0 +1,92 @@
+"""Figures that are ratios of sums (accuracy, F1, CHAIR, recall): intervals and paired tests."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from selfloop.evaluate.statistics import Interval
+from selfloop.keys import generator
+from selfloop.roles import SelfloopError
+
+Array = np.ndarray[Any, Any]
+_CHUNK = 4_000_000  # numbers held at once while resampling: 32 MB
+
+
+def ratio_bootstrap(tops: Array, bottoms: Array, *, minus: tuple[Array, Array] | None = None,
+                    n: int = 2000, key: str = "ratio", level: float = 0.95) -> Interval:
+    """Percentile interval of sum(tops) / sum(bottoms), whole clusters resampled.
+
+    `tops`, `bottoms`: (C,) one entry a cluster. `minus`: the same of a second model on the same
+    clusters; the interval is then of the difference, with both drawn together (paired bootstrap).
+    One cluster says nothing: the interval is infinite. Efron and Tibshirani 1993, chapter 6.
+    """
+    sums = np.stack([tops, bottoms, *(minus or ())], axis=1).astype(float)
+    if not len(sums) or sums[:, 1].sum() <= 0 or (minus and sums[:, 3].sum() <= 0):
+        raise SelfloopError("ratio_bootstrap: nothing was counted, so there is no ratio")
+    estimate = float(_ratio(sums.sum(0)[None])[0])
+    units = f"{len(sums)} clusters"
+    if len(sums) == 1:
+        return Interval(-math.inf, math.inf, estimate, math.inf, units)
+    drawn = _resampled(sums, n, key)
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high), estimate, float(drawn.std(ddof=1)), units)
+
+
+def ratio_p_value(first: tuple[Array, Array], second: tuple[Array, Array], *, n: int = 10_000,
+                  key: str = "ratio_p") -> float:
+    """Two-sided p-value of the difference of two ratios on the same clusters.
+
+    Under the null the models' names can be swapped within a cluster; `n` random swaps of whole
+    clusters, the one that was seen counted among them (Phipson and Smyth 2010).
+    """
+    a, b = np.stack(first, axis=1).astype(float), np.stack(second, axis=1).astype(float)
+    if np.array_equal(a, b):
+        return 1.0
+    seen = abs(float(_ratio(np.hstack([a.sum(0), b.sum(0)])[None])[0]))
+    rng, beyond, total = generator(key), 0, a + b
+    for rows in _chunks(n, len(a)):
+        swap = rng.integers(0, 2, size=(rows, len(a))).astype(float)
+        ours = swap @ a + (1 - swap) @ b
+        flipped = np.hstack([ours, total.sum(0)[None] - ours])
+        beyond += int((np.abs(_ratio(flipped)) >= seen - 1e-12).sum())
+    return (1 + beyond) / (1 + n)
+
+
+def _ratio(sums: Array) -> Array:
+    """(N,) of (N, 2) sums, or of (N, 4): the first ratio minus the second. NaN becomes 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = sums[:, 0] / sums[:, 1]
+        if sums.shape[1] == 4:
+            found = found - sums[:, 2] / sums[:, 3]
+    return np.asarray(np.nan_to_num(found, nan=0.0, posinf=0.0, neginf=0.0))
+
+
+def _resampled(sums: Array, n: int, key: str) -> Array:
+    rng, found, size = generator(key), [], len(sums)
+    for rows in _chunks(n, size):
+        # size - 1 draws of size, as in statistics.bootstrap: an unbiased variance of the mean
+        index = rng.integers(size, size=(rows, size - 1)) + size * np.arange(rows)[:, None]
+        weights = np.bincount(index.ravel(), minlength=rows * size).reshape(rows, size)
+        totals = weights @ sums
+        kept = (totals[:, 1] > 0) & (totals[:, -1] > 0)
+        found.append(_ratio(totals[kept]))
+    return np.concatenate(found)
+
+
+def _chunks(n: int, width: int) -> list[int]:
+    size = max(1, _CHUNK // max(width, 1))
+    return [min(size, n - start) for start in range(0, n, size)]
+
+
+def benjamini_hochberg(p_values: list[float]) -> list[float]:
+    """Adjusted p-values that bound the false discovery rate (Benjamini and Hochberg 1995)."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i], reverse=True)
+    adjusted, ceiling = [1.0] * len(p_values), 1.0
+    for place, i in enumerate(order):
+        rank = len(p_values) - place
+        ceiling = min(ceiling, p_values[i] * len(p_values) / rank)
+        adjusted[i] = ceiling
+    return adjusted
