@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 import selfloop
-from selfloop.commands import after, before, proving, running, start
+from selfloop.commands import after, before, evaluating, proving, running, start
 from selfloop.commands.output import AsJson, one_line, put_json, say, tell
 
 WELCOME = """\
@@ -89,3 +89,4 @@ def version(json: AsJson = False) -> None:
 for command in (start.demo, start.doctor, start.init, before.probe, before.plan, before.check,
                 running.run, proving.prove, after.show, after.export, after.report):
     main.command()(command)
+main.command("eval")(evaluating.evaluate)

@@ -92,5 +92,6 @@ def _answer(sample: Sample, rollout: Rollout, verdict: Verdict, draw: int, arm: 
         gold=None if sample.answer is None else str(sample.answer), text=rollout.text,
         parsed=final_answer(rollout.text),
         right=None if verdict.score is None else verdict.right, score=verdict.score,
-        tokens=rollout.tokens, draw=draw, arm=arm, seed=seed,
+        tokens=rollout.tokens, read=len(rollout.turns[0].prompt_token_ids), draw=draw,
+        arm=arm, seed=seed,
     )

@@ -41,6 +41,8 @@ class Answer(Word):
     """What `right` was rounded from, in [0, 1]: ANLS, VQA accuracy, the share of right parts."""
     tokens: int = 0
     """Tokens drawn."""
+    read: int = 0
+    """Tokens of the prompt, pictures included; all draws of a question share them."""
     draw: int = 0
     """Which of this question's answers in this arm; 0 for a greedy one."""
     arm: str = ""
@@ -56,7 +58,8 @@ def write(path: str | Path, answers: Sequence[Answer]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    kinds = {"right": pa.bool_(), "score": pa.float64(), "tokens": pa.int64(), "draw": pa.int64(), "seed": pa.int64()}
+    kinds = {"right": pa.bool_(), "score": pa.float64(),
+             **dict.fromkeys(("tokens", "read", "draw", "seed"), pa.int64())}
     # A written-out schema: inferred types would make a column of Nones another type of file.
     schema = pa.schema([(name, kinds.get(name, pa.string())) for name in Answer.model_fields])
     columns = {name: [getattr(a, name) for a in answers] for name in Answer.model_fields}
@@ -72,7 +75,7 @@ def read(path: str | Path) -> list[Answer]:
         raise SelfloopError(f"{path}: no readable parquet file of answers; evaluate again")
     columns = found[0]
     lacking = [name for name in Answer.model_fields if name not in columns]
-    if lacking and lacking != ["score"]:  # files from before there were graded scores
+    if set(lacking) - {"score", "read"}:  # absent from files of version 0.1
         raise SelfloopError(
             f"{path}: column {lacking[0]!r} is missing, so these are not answers: "
             "give a file that selfloop.evaluate.answers.write wrote")

@@ -17,7 +17,7 @@ from selfloop.evaluate.answers import Answer
 from selfloop.evaluate.benchmark import OWN, Benchmark, Marked, Tally, Way, added
 from selfloop.evaluate.monitors import DRAWS, NO_IMAGE
 from selfloop.evaluate.ratios import ratio_bootstrap
-from selfloop.evaluate.statistics import Interval
+from selfloop.evaluate.statistics import Interval, wilson
 from selfloop.roles import SelfloopError
 from selfloop.types import Sample
 
@@ -62,6 +62,8 @@ class Score:
     figures: Mapping[str, Figure]
     by: Mapping[str, Mapping[str, Mapping[str, Figure]]]
     """{field: {value: figures}}: by task type, domain, ..."""
+    robustness: Mapping[str, Mapping[str, Figure]]
+    """{picture operation: {severity: the main figure}}."""
     questions: int
     clusters: int
     units: str
@@ -88,6 +90,7 @@ class Score:
             made["figures"] = _figures(made["figures"])
             made["by"] = {f: {v: _figures(x) for v, x in values.items()}
                           for f, values in made["by"].items()}
+            made["robustness"] = {op: _figures(x) for op, x in made["robustness"].items()}
             made["notes"] = tuple(made["notes"])
             return cls(**made)
         except (KeyError, TypeError, AttributeError) as error:
@@ -142,18 +145,26 @@ def figures(benchmark: Benchmark, counted: Sequence[Tally]) -> dict[str, Figure]
     for name, (top, bottom) in added(counted).items():
         if bottom <= 0:
             continue
-        interval = interval_of(counted, name, f"{benchmark.name}/{name}")
-        found[name] = Figure(top / bottom, interval.low, interval.high, bottom)
+        low, high = _around(counted, name, f"{benchmark.name}/{name}")
+        found[name] = Figure(top / bottom, low, high, bottom)
     if benchmark.derived is not None:
         made = benchmark.derived({name: figure.value for name, figure in found.items()})
         found |= {name: Figure(value, -math.inf, math.inf, 0.0) for name, value in made.items()}
     return found
 
 
-def interval_of(counted: Sequence[Tally], name: str, key: str) -> Interval:
-    """The interval of one ratio of sums, clusters resampled."""
+def _around(counted: Sequence[Tally], name: str, key: str) -> tuple[float, float]:
+    """The interval of one ratio of sums, clusters resampled.
+
+    Where all clusters say 0, or all say 1, resampling sees no spread and would claim certainty:
+    there Wilson's interval over clusters is given.
+    """
     pairs = np.array([t.get(name, (0.0, 0.0)) for t in counted]).reshape(-1, 2)
-    return ratio_bootstrap(pairs[:, 0], pairs[:, 1], key=key)
+    pairs = pairs[pairs[:, 1] > 0]
+    if len(pairs) > 1 and (not pairs[:, 0].any() or np.array_equal(pairs[:, 0], pairs[:, 1])):
+        return wilson(len(pairs) if pairs[:, 0].any() else 0, len(pairs))
+    found = ratio_bootstrap(pairs[:, 0], pairs[:, 1], key=key)
+    return found.low, found.high
 
 
 def score(benchmark: Benchmark, samples: Mapping[str, Sample], answers: Sequence[Answer],
@@ -179,6 +190,7 @@ def score(benchmark: Benchmark, samples: Mapping[str, Sample], answers: Sequence
     return Score(
         benchmark=benchmark.name, main=benchmark.main, how=how, figures=found,
         lower_is_better=benchmark.lower_is_better, by=_by(benchmark, samples, main),
+        robustness=_robustness(benchmark, samples, answers),
         questions=len({a.sample for a in main}), clusters=len(counted),
         units=f"{len(counted)} clusters", unjudged=sum(a.right is None for a in main),
         errors=errors, tokens=sum(a.tokens for a in main), seconds=seconds, flops=flops,
@@ -220,6 +232,22 @@ def _by(benchmark: Benchmark, samples: Mapping[str, Sample], answers: Sequence[A
             found[name] = {value: figures(benchmark, list(tallies(benchmark, samples, own)
                                                           .values()))
                            for value, own in sorted(parts.items())}
+    return found
+
+
+def _robustness(benchmark: Benchmark, samples: Mapping[str, Sample], answers: Sequence[Answer]
+                ) -> dict[str, dict[str, Figure]]:
+    """The main figure under each picture operation at each severity (primitives: E8)."""
+    found: dict[str, dict[str, Figure]] = {}
+    for arm in dict.fromkeys(a.arm for a in answers):
+        name, _, severity = arm.partition(" ")
+        if not severity:
+            continue
+        own = [a for a in answers if a.arm == arm]
+        figure = figures(benchmark, list(tallies(benchmark, samples, own).values())
+                         ).get(benchmark.main)
+        if figure is not None:
+            found.setdefault(name, {})[severity] = figure
     return found
 
 
