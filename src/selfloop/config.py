@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
@@ -87,6 +87,8 @@ class RunConfig(_Part):
     seed: int = 0
     budget: float | None = Field(None, gt=0)
     """Seconds; written as 90, "10m", "2h" or "1h30m"."""
+    network: Literal["none"] | tuple[str, ...] = "none"
+    """Hosts that the run may reach: a remote judge's, a tracker's. Enforced; see egress.py."""
     out: Path | None = None
     """The run folder; by default runs/METHOD beside the file."""
     home: Path = Field(default=Path("."), exclude=True)

@@ -26,14 +26,16 @@ def prove(
     """Run every arm beside the loop and ask all of them the sealed test questions."""
     from selfloop.commands.running import settled_config
     from selfloop.config import load_config
+    from selfloop.egress import only
     from selfloop.own_proof import study_of
     from selfloop.progress import Shown
     from selfloop.proof import prove as run_all
     from selfloop.report.page import write_report
 
-    study = study_of(settled_config(load_config(*split_args(given))))
+    config = settled_config(load_config(*split_args(given)))
+    study = study_of(config)
     tell(f"proving in {study.folder}: {', '.join(study.arms)}")
-    with Shown() as shown:
+    with Shown() as shown, only(config.network):
         summary = run_all(study, workers=workers, watch=shown)
     path = write_report(study.folder)
     if json:

@@ -28,6 +28,7 @@ def run(
 ) -> None:
     """Run the loop (or go on with it): live progress, and every decision in words."""
     from selfloop.config import build_engine, build_loop, load_config, load_data
+    from selfloop.egress import only
     from selfloop.progress import Shown
     from selfloop.roles import SelfloopError
     from selfloop.running import run as go
@@ -45,7 +46,7 @@ def run(
     tell(f"loading {config.model}")
     engine = build_engine(config)
     put(config.folder / "run.yaml", config.as_yaml().encode())
-    with Shown(budget=config.budget) as shown:
+    with Shown(budget=config.budget) as shown, only(config.network):
         done = go(loop, data.train, engine, config.folder, dev=data.dev or (),
                   budget=config.budget, watch=_all([shown, *watches]))
     if json:
@@ -88,8 +89,12 @@ def settled_config(config: RunConfig) -> RunConfig:
 
 
 def _sink(name: str, config: RunConfig) -> Watch:
+    from selfloop.roles import SelfloopError
     from selfloop.sinks import sink
 
+    if name == "wandb" and config.network == "none":  # it sends from a process of its own
+        raise SelfloopError("--sink wandb sends figures to its servers, and run.yaml has network: "
+                            "none; write `network: [api.wandb.ai]`, or use tensorboard or trackio")
     return sink(name, config.folder, config.folder.name, config.model_dump(mode="json"))
 
 

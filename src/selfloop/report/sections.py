@@ -6,6 +6,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from selfloop.report import figures
 from selfloop.report.arms import SAYS
 from selfloop.report.facts import ARMS, Estimate, Findings, account, estimate
@@ -192,7 +194,17 @@ def cost(found: Findings) -> list[tuple[str, str, str]]:
         ("Time collecting", lasting(seconds["collecting"]), "drawing and judging"),
         ("Time learning", lasting(seconds["learning"]), "optimizer updates"),
         ("Time in all", lasting(seconds["all"]), "evaluation and writing included; pauses not"),
+        ("Network", network(found), "hosts that the run was allowed to reach"),
     ]
+
+
+def network(found: Findings) -> str:
+    """The rule that run.yaml set for the run; "not limited" for one started from Python."""
+    path = found.run.path / "run.yaml"
+    if not path.is_file():
+        return "not limited"
+    rule = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("network", "none")
+    return rule if isinstance(rule, str) else ", ".join(rule)
 
 
 def floors(found: Findings) -> dict[str, Any] | None:
