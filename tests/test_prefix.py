@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -141,6 +142,27 @@ def test_falls_back_loudly_when_wrong(engine: HFEngine, monkeypatch: pytest.Monk
         found = scorer(rows)[0]
     plain = engine.scorer.plain(rows)[0]
     assert all(torch.equal(a, b) for a, b in zip(found, plain, strict=True))
+
+
+def test_rows_that_show_nothing_do_not_pass_for_a_check(
+    engine: HFEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The longest answers train their first token only, or nothing: the prompt predicts that."""
+    rows = rows_for(engine, 1, 4)
+    longest = sorted(rows, key=lambda row: -len(row.token_ids))
+
+    def keeping(row: Row, n: int) -> Row:
+        wanted = (True,) * n + (False,) * (len(row.token_ids) - row.prompt - n)
+        return replace(row, trained=(False,) * row.prompt + wanted, drawn=None)
+
+    monkeypatch.setattr("selfloop.optimize.fork.Fork.start_T", property(
+        lambda fork: torch.zeros(fork.tokens, dtype=torch.long)))
+    for shown in (0, 1):
+        scorer = Shared(engine.model, engine.prompts, engine.banned_V, 10000, worth=0)
+        scorer([keeping(row, shown) for row in rows])
+        assert not scorer.why_not and not scorer.checked, "nothing was compared yet"
+        with pytest.warns(UserWarning, match="differ from the plain path by"):
+            scorer([*(keeping(row, 1) for row in longest[:2]), *longest[2:]])
 
 
 def test_falls_back_loudly_on_wrong_gradients(

@@ -237,9 +237,9 @@ def unsupported(model: Any) -> str:
 
 
 def _lengths(rows: Sequence[Row]) -> tuple[int, int]:
-    """The longest row and the longest answer."""
-    return (max(len(row.token_ids) for row in rows),
-            max(len(row.token_ids) - row.prompt for row in rows))
+    """The longest row and the longest answer, up to their last trained tokens: beyond them
+    nothing is computed that a comparison could see."""
+    return (max(row.prompt + row.reach for row in rows), max(row.reach for row in rows))
 
 
 def _text(model: Any) -> Any:

@@ -31,6 +31,12 @@ class Row:
         """Trained tokens."""
         return sum(self.trained)
 
+    @property
+    def reach(self) -> int:
+        """Tokens of the answer up to its last trained one; 0 where none is."""
+        last = next((i for i in reversed(range(len(self.trained))) if self.trained[i]), -1)
+        return max(0, last + 1 - self.prompt)
+
 
 @dataclass(frozen=True)
 class Weight:

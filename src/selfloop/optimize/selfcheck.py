@@ -42,14 +42,14 @@ def difference(model: Any, shared: Answers, plain: Answers, rows: Sequence[Row]
 
 
 def few(rows: Sequence[Row]) -> list[Row]:
-    """Two answers to each of the shortest and the longest prompt."""
+    """Two answers to each of the shortest and the longest prompt: those that show most."""
     groups: dict[Any, list[Row]] = {}
     for row in rows:
         groups.setdefault(prompt_key(row), []).append(row)
     ordered = sorted(groups.values(), key=lambda group: group[0].prompt)
     chosen = ordered if len(ordered) < 2 else [ordered[0], ordered[-1]]
     return [row for group in chosen
-            for row in sorted(group, key=lambda r: -len(r.token_ids))[:2]]
+            for row in sorted(group, key=lambda r: (-r.reach, -r.count))[:2]]
 
 
 def measured(path: Answers, rows: Sequence[Row], learns: list[torch.Tensor]
