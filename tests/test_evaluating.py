@@ -132,7 +132,7 @@ def test_pass_at_k_rises_in_k_and_stops_at_the_draws():
     answers = [Answer(sample=f"q{i}", cluster=f"c{i}", text="", parsed=str(d), right=d <= i % 4,
                       draw=d, arm="draws") for i in range(8) for d in range(4)]
     found = solved(answers)
-    assert list(found) == ["pass@1", "pass@2", "pass@4", "maj@4"]
+    assert list(found) == ["pass@1", "pass@2", "pass@4", "maj@4", "calibration_error"]
     assert found["pass@1"].value == pytest.approx(0.625) and found["pass@4"].value == 1.0
     assert found["pass@1"].value <= found["pass@2"].value <= found["pass@4"].value
 

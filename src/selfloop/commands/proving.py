@@ -61,3 +61,8 @@ def print_summary(summary: Mapping[str, Any]) -> None:
     say(f"labels read: {summary['labels_full']} full, {summary['labels_answer_only']} answer-only; "
         f"dev {summary['labels_dev']}; {tokens:,} tokens, {summary['flops']:.2g} FLOPs, "
         f"{summary['seconds']:.0f} s with all arms")
+    gained = summary["gains"].get("seed_accuracy", {"gain": 0.0})["gain"]
+    if gained > 0:
+        labels = summary["labels_full"] + summary["labels_answer_only"]
+        say(f"a point gained over the seed cost {labels / gained:,.0f} labels, "
+            f"{tokens / gained:,.0f} tokens, {summary['flops'] / gained:.2g} FLOPs")

@@ -7,17 +7,23 @@ without the model.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from selfloop.evaluate.answers import Answer
+from selfloop.evaluate.answers import (
+    Answer,
+    expected_calibration_error,
+    maj_at_k,
+    pass_at_k,
+)
 from selfloop.evaluate.benchmark import OWN, Benchmark, Marked, Tally, Way, added
 from selfloop.evaluate.monitors import DRAWS, NO_IMAGE
 from selfloop.evaluate.ratios import ratio_bootstrap
-from selfloop.evaluate.statistics import Interval, wilson
+from selfloop.evaluate.statistics import Interval, bootstrap, wilson
 from selfloop.roles import SelfloopError
 from selfloop.types import Sample
 
@@ -253,9 +259,6 @@ def _robustness(benchmark: Benchmark, samples: Mapping[str, Sample], answers: Se
 
 def solved(drawn: Sequence[Answer]) -> dict[str, Figure]:
     """`pass@k` for k = 1, 2, 4, ... (at most 64) and `maj@k` at the most draws, over questions."""
-    from selfloop.evaluate.answers import maj_at_k, pass_at_k
-    from selfloop.evaluate.statistics import bootstrap
-
     questions: dict[str, list[Answer]] = {}
     for answer in drawn:
         if answer.right is not None:
@@ -276,4 +279,20 @@ def solved(drawn: Sequence[Answer]) -> dict[str, Figure]:
     if any(a.parsed is not None for a in drawn):
         put(f"maj@{most}", [maj_at_k([a.parsed for a in q], [a.right for a in q], most,
                                      key=q[0].sample) for q in questions.values()])
+        found |= _calibration(list(questions.values()))
     return found
+
+
+def _calibration(questions: Sequence[Sequence[Answer]]) -> dict[str, Figure]:
+    """How far the share of draws that agree is from the chance that their answer is right."""
+    sure, right = [], []
+    for drawn in questions:
+        votes = Counter(a.parsed for a in drawn if a.parsed is not None)
+        if votes:
+            answer, count = votes.most_common(1)[0]
+            sure.append(count / len(drawn))
+            right.append(next(bool(a.right) for a in drawn if a.parsed == answer))
+    if len(questions[0]) < 2 or not sure:
+        return {}
+    error = expected_calibration_error(sure, right)
+    return {"calibration_error": Figure(error, -math.inf, math.inf, 0.0)}
