@@ -201,3 +201,44 @@ def test_the_table_is_of_these_families() -> None:
         reason = EXPECTED_PLAIN.get(row["family"])
         assert row["path"].startswith("plain: ") and reason in row["path"] if reason \
             else row["path"] == "shared", row["family"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("change", "scale", "cap"), [
+    (lambda z: z, 1.0, 0.0), (lambda z: z / 6, 1 / 6, 0.0), (lambda z: z * 0.99, 0.99, 0.0),
+    (lambda z: 30 * torch.tanh(z / 30), 1.0, 30.0)])
+def test_what_a_model_does_to_its_logits_is_found_exactly_and_on_any_batch(
+    dtype, change, scale, cap
+):
+    family = FAMILIES["llava"](dtype)
+    usual = family.model.forward
+
+    def forward(*args, **named):
+        out = usual(*args, **named)
+        out.logits = change(out.logits)
+        return out
+
+    family.model.forward = forward
+    for text in (3, 7):
+        scorer = Shared(family.model, family.reader, BANNED, 100_000, worth=0)
+        with torch.no_grad():
+            rows = family.rows((1,), text, (5, 5))
+            found = scorer(rows)[0][0]
+            own = family.model(**family.reader.alone(rows[0])).logits[0, rows[0].prompt - 1:-1]
+        assert scorer.head.separate and scorer.head.scale == pytest.approx(scale, rel=1e-12)
+        assert scorer.head.cap == pytest.approx(cap, rel=1e-9)
+        own = own.float().masked_fill(BANNED, -torch.inf).log_softmax(-1)
+        answer = torch.tensor(rows[0].token_ids[rows[0].prompt:])
+        assert torch.allclose(found.float(), own.gather(1, answer[:, None])[:, 0],
+                              atol=1e-5 if dtype == torch.float32 else 0.1)
+
+
+@pytest.mark.parametrize("name", ["llava", "gemma3", "idefics3"])
+def test_autocast_keeps_the_shared_path(name):
+    family = FAMILIES[name](torch.float32)
+    scorer = Shared(family.model, family.reader, BANNED, 100_000, worth=0)
+    rows = family.rows((1,), 5, (8, 8, 8))
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        found = torch.cat([x.float() for x in scorer.forward(rows)[0]])
+        plain = torch.cat([x.float() for x in scorer.plain(rows)[0]])
+    assert float((found - plain).abs().mean()) < 0.05

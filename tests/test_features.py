@@ -253,6 +253,35 @@ def test_damaged_and_missing_files(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.part"))
 
 
+def test_a_file_with_other_bytes_than_were_written_counts_as_missing(tmp_path: Path) -> None:
+    store = FeatureStore(folder=tmp_path)
+    store.put("a", {"x": torch.arange(64.0)})
+    store.flush()
+    path = tmp_path / "a.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-8:] = bytes(8)  # power was lost: the header is whole, the numbers are not
+    path.write_bytes(data)
+    assert FeatureStore(folder=tmp_path).get("a") is None and not path.exists()
+
+
+def test_memory_that_runs_out_at_first_use_does_not_switch_the_store_off(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = engine(folder)
+    usual, calls = made.features._logits, []
+
+    def full(inputs: Any) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory, tried to allocate 2 GiB")
+        return usual(inputs)
+
+    monkeypatch.setattr(made.features, "_logits", full)
+    with pytest.warns(UserWarning, match="while drawing"):
+        result(made)
+    assert not made.features.why_not and made.features.stats()["hits"] > 0
+
+
 def test_two_processes_share_a_folder(tmp_path: Path) -> None:
     script = ("import sys, torch; from selfloop.engines.feature_store import FeatureStore\n"
               f"store = FeatureStore(folder={str(tmp_path)!r})\n"

@@ -12,6 +12,7 @@ import transformers as tf
 
 from hf_models import FAMILIES, asked, open_picture, picture
 from selfloop.engines.hf import HFEngine, LoRA
+from selfloop.engines.hf_decode import _Text
 from selfloop.engines.picking import filtered, pick
 from selfloop.roles import Request, Sampling, SelfloopError
 from selfloop.types import Branch, Context, Media, Message, Part
@@ -173,6 +174,29 @@ def test_forced_prefix_and_stop_strings(engines: dict[str, HFEngine]) -> None:
         if word in text:
             assert turn.finish_reason == "stop"
             assert word not in engine.decode(turn.token_ids[:-1])
+
+
+@pytest.mark.parametrize(("forced", "drawn_", "stop", "stops"), [
+    ("", "a\u7d42\u4e86 b", "\u7d42\u4e86", True),      # three tokens a character
+    ("", "ab\U0001f51a", "\U0001f51a", True),
+    ("Answer:\n", "a b", "\n", False),                  # what was forced does not stop it
+    ("Answer:\n", "a\nb", "\n", True),
+    ("<ans", "wer>", "<ans", False), ("<ans", "wer>", "<answer>", True),
+    ("1.\n", "2.\n", ".\n", True), ("", "plain", "x", False)])
+def test_stop_strings_end_in_drawn_text_whatever_a_token_is(forced, drawn_, stop, stops) -> None:
+    def decode(ids):
+        return bytes(ids).decode("utf-8", errors="replace")
+
+    tokens, given = list(drawn_.encode()), tuple(forced.encode())
+    batch = object.__new__(_Text)
+    batch.stop, batch.forced, batch.decode = (stop,), given, decode
+    batch.token_NR = torch.tensor([tokens])
+    assert any(batch._stopped(0, n + 1) for n in range(len(tokens))) == stops
+
+
+def test_a_temperature_that_divides_by_nothing_is_refused() -> None:
+    with pytest.raises(SelfloopError, match="0 is greedy"):
+        Sampling(temperature=1e-38)
 
 
 def test_top_k_top_p_min_p_keep_the_right_tokens() -> None:

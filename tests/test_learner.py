@@ -185,6 +185,7 @@ def test_a_nan_loss_is_refused_with_its_samples_and_nothing_is_stepped():
     with pytest.raises(SelfloopError, match=r"nan on samples s[3-6]: nothing was stepped"):
         learn(toy, signals(toy, "demonstration"), Poisoned(), OPTIM, "key")
     assert torch.equal(toy.table, before) and toy.learner._optimizer is None
+    assert toy.table.grad is None, "half a batch must not be stepped on later"
 
 
 def test_a_gradient_that_is_not_finite_is_refused():
@@ -194,7 +195,7 @@ def test_a_gradient_that_is_not_finite_is_refused():
     before = toy.table.detach().clone()
     with pytest.raises(SelfloopError, match="gradient norm became nan: nothing was stepped"):
         toy.optim_step(OPTIM, 0.1)
-    assert torch.equal(toy.table, before)
+    assert torch.equal(toy.table, before) and toy.table.grad is None
 
 
 def test_a_signal_that_the_loss_cannot_read_and_odd_token_advantages_are_named():

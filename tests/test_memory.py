@@ -102,6 +102,29 @@ def test_micro_batches_are_halved_and_nothing_is_lost(
     assert terms["tokens_trained"] == tokens and len(held) > 4
 
 
+def test_a_resumed_run_takes_the_budgets_and_paths_that_were_settled(
+    engine: HFEngine, tmp_path: Path
+) -> None:
+    asked = (engine.tokens_per_batch, engine.sampler.budget)
+    try:
+        engine.tokens_per_batch, engine.sampler.budget = 100, 50
+        engine.scorer.why_not = "found wanting"
+        engine.save_state(tmp_path)
+        engine.tokens_per_batch, engine.sampler.budget = asked
+        engine.scorer.why_not = ""
+        engine.load_state(tmp_path)
+        assert (engine.tokens_per_batch, engine.sampler.budget) == (100, 50)
+        assert engine.training_path == "plain: found wanting"
+        engine.asked_per_batch += 1  # another budget was asked for: the old one is no answer
+        engine.tokens_per_batch = 70
+        engine.load_state(tmp_path)
+        assert engine.tokens_per_batch == 70
+    finally:
+        engine.asked_per_batch = asked[0]
+        engine.tokens_per_batch, engine.sampler.budget = asked
+        engine.scorer.why_not = ""
+
+
 def test_one_signal_too_many_is_said_in_one_line(
     engine: HFEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,6 +52,8 @@ class Sampling:
     """Text forced at the start of the answer; its tokens get loss_mask 0."""
 
     def __post_init__(self) -> None:
+        if 0 < self.temperature < 1e-6:
+            raise SelfloopError(f"{self}: so low a temperature divides by nothing; 0 is greedy")
         if self.temperature < 0 or not 0 < self.top_p <= 1 or not 0 <= self.min_p < 1:
             raise SelfloopError(
                 f"{self}: temperature must be >= 0, top_p in (0, 1], min_p in [0, 1)"

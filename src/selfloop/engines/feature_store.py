@@ -1,12 +1,13 @@
 """A bounded store of tensors by key: least recently used go first, in memory and on disk.
 
-Files are safetensors, written by a thread beside the work and put in place by a rename, so a torn
-file is never read; one that cannot be read is removed and counts as missing. Several processes
-may share a folder.
+Files are safetensors with a checksum, written by a thread beside the work and put in place by a
+rename; one that cannot be read, or holds other bytes than were written, is removed and counts as
+missing. Several processes may share a folder.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 from collections import OrderedDict
@@ -16,8 +17,8 @@ from pathlib import Path
 from queue import Full, Queue
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 Kept = dict[str, torch.Tensor]
 _WAITING = 64
@@ -83,7 +84,11 @@ class FeatureStore:
     def _read(self, key: str) -> Kept | None:
         path = self._path(key)
         try:
-            found = load_file(path)
+            with safe_open(path, framework="pt") as file:
+                written = (file.metadata() or {}).get("checksum")
+                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if written != _checksum(found):
+                raise OSError(f"{path}: not what was written")
             os.utime(path)
         except FileNotFoundError:
             return None
@@ -99,7 +104,7 @@ class FeatureStore:
                 path = self._path(key)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 part = path.with_suffix(f".{os.getpid()}.part")
-                save_file(kept, part)
+                save_file(kept, part, {"checksum": _checksum(kept)})
                 os.replace(part, path)
                 self._evict()
             except OSError:  # a full disk costs time later, not the run
@@ -122,6 +127,15 @@ class FeatureStore:
                 break
             path.unlink(missing_ok=True)
             spent -= size
+
+
+def _checksum(kept: Kept) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(kept):
+        x = kept[name].contiguous()
+        digest.update(f"{name}{x.dtype}{tuple(x.shape)}".encode())
+        digest.update(x.view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _size(kept: Kept) -> int:

@@ -6,7 +6,7 @@ The optimizer and the published versions come from `Learner`; this file is the p
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -202,6 +202,22 @@ class HFEngine(Learner):
         super().save_state(folder)
         if self.loaded.peft is not None:
             hf_save.save_adapter_settings(self.loaded, Path(folder))
+
+    def settled(self) -> dict[str, Any]:
+        """The learner's, with the sampler's budget and which fast paths were found wanting."""
+        return {**super().settled(), "tokens_per_draw": self.sampler.budget, "off": {
+            name: part.why_not for name, part in self._fast() if part.why_not}}
+
+    def settle(self, found: Mapping[str, Any]) -> None:
+        """The inverse: a resumed run takes the paths that the uninterrupted one would take."""
+        super().settle(found)
+        if found.get("asked_per_batch") == self.asked_per_batch:
+            self.sampler.budget = int(found.get("tokens_per_draw", self.sampler.budget))
+        for name, part in self._fast():
+            part.why_not = part.why_not or str(found.get("off", {}).get(name, ""))
+
+    def _fast(self) -> list[tuple[str, Any]]:
+        return [("training", self.scorer), ("sampling", self.sampler), ("features", self.features)]
 
     def save_merged(self, folder: Path) -> None:
         """Full weights with the adapters merged in (the same as `save` without LoRA)."""

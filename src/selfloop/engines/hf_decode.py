@@ -241,12 +241,14 @@ class _Text:
         return self.open_N[rows_M]
 
     def _stopped(self, row: int, length: int) -> bool:
-        # A stop string of k characters lies within the last k tokens (each has at least one);
-        # two more keep tokenizers honest that drop a leading space or split a character.
-        longest = max(len(s) for s in self.stop)
+        # A stop string of k bytes lies within the last k tokens (each has at least one); four
+        # more keep tokenizers honest that drop a leading space or split a character.
+        longest = max(len(s.encode()) for s in self.stop) + 4
         ids = [*self.forced, *self.token_NR[row, :length].tolist()]
-        tail = self.decode(ids[-(longest + 2):])
-        return any(s in tail for s in self.stop)
+        tail = self.decode(ids[-longest:])
+        # What was forced does not stop the answer: a match has to end in drawn text.
+        given = len(self.decode(ids[-longest:-length])) if length < longest else 0
+        return any(tail.find(s, max(0, given - len(s) + 1)) >= 0 for s in self.stop)
 
     def drawn(self) -> list[Drawn]:
         """The finished answers."""

@@ -23,6 +23,7 @@ import torch
 
 from selfloop.engines.feature_store import FeatureStore, Kept
 from selfloop.engines.joining import Kind, flat, join, kind_of
+from selfloop.optimize.memory import out_of_memory
 from selfloop.types import Media
 
 Pixels = dict[str, torch.Tensor]
@@ -114,7 +115,10 @@ class Features:
             k: pixels[names[k]] if k in names else x for k, x in named.items()})
 
     def _hash(self) -> str:
-        """Of the weights behind the features; computed again when one of them was written to."""
+        """Of the weights behind the features; computed again when one of them was written to.
+
+        (Writes through `.data` leave no trace in torch; nothing here makes any.)
+        """
         seen = tuple((x.data_ptr(), x._version) for x in self._used)
         if seen != self._seen:
             digest = hashlib.sha256()
@@ -149,6 +153,9 @@ class Features:
         except NotImplementedError as error:
             self._off(str(error), quiet="learn" in str(error))
         except Exception as error:  # whatever fails here has a correct answer: keep nothing
+            self._kind = None
+            if out_of_memory(error):  # a smaller batch tries again
+                raise
             self._off(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}")
         finally:
             self._busy = False

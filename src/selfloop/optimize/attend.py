@@ -40,6 +40,10 @@ def attention(module: Any, query: Any, key: Any, value: Any, attention_mask: Any
     refused = [name for name in ("s_aux", "sinks", "position_bias") if more.get(name) is not None]
     if refused:
         raise NotImplementedError(f"attention with {refused[0]} is not shared")
+    if more.get("dropout"):
+        raise NotImplementedError("attention that drops out at random is not shared")
+    # Under autocast these were rotated in float32, and values projected in a narrow type.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     scale = float(scaling if scaling is not None else query.shape[-1] ** -0.5)
     alone = query.shape[0] > 1  # answers as rows of a batch, or all in one row
     flat_THD, k_TKD, v_TKD = (
@@ -48,7 +52,8 @@ def attention(module: Any, query: Any, key: Any, value: Any, attention_mask: Any
     if hasattr(lender, "attend"):  # decoding brings its own
         out_THD = lender.attend(flat_THD, k_TKD, v_TKD, fork, scale, attention_mask, softcap)
     else:
-        out_THD = attend(flat_THD, k_TKD, v_TKD, fork, lender.lent, scale, attention_mask, softcap)
+        lent = [(k.to(v.dtype), v) for k, v in lender.lent]
+        out_THD = attend(flat_THD, k_TKD, v_TKD, fork, lent, scale, attention_mask, softcap)
     return fork.own.pad(out_THD) if alone else out_THD[None], None
 
 

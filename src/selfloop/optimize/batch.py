@@ -69,7 +69,8 @@ class Policy(Protocol):
               ) -> tuple[list[Tensor], list[Tensor] | None]:
         """For each row, its trained tokens' log-probs (1-D, float32, with graph when grad is
         enabled) after the row's temperature, suppressed tokens excluded from the normaliser exactly
-        as in sampling; and their entropies if asked."""
+        as in sampling; and their entropies if asked. One backward pass: the logits are spent in
+        it, so a second one through the same graph raises."""
         ...
 
     def weigh(self, row: Row) -> Weight:

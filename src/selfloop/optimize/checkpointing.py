@@ -73,7 +73,9 @@ class _Again:
             with answering(self.model, fork):  # the backward pass has left it long since
                 return self.inner(*again, **kwargs)
 
-        return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False)
+        # Only a layer that drops out at random must draw the same masks again.
+        return checkpoint(run, *args, use_reentrant=False,
+                          preserve_rng_state=self.module.training)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """A copied layer has its own forward pass, which remembers."""

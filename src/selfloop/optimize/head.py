@@ -16,6 +16,10 @@ CHUNK = 2**26
 """Logits held at a time (256 MiB in float32); more are recomputed in the backward pass."""
 
 
+_FAR = 1e6
+"""A logit beyond every soft cap."""
+
+
 class Head:
     """One model's way from hidden states [M, D] to log-probs of given tokens [M]."""
 
@@ -32,24 +36,17 @@ class Head:
         """
         if self.separate is False:
             return self._kept(self._run(inputs, keep_K).logits, keep_K)
+        if self.separate is None:
+            self._measure(inputs, keep_K)
+            return self.hidden(inputs, keep_K)
         caught: list[torch.Tensor] = []
-        few = 4 if self.separate is None else 0
 
         def catch(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
             caught.append(args[0])
-            return (args[0][:, :few], *args[1:])
+            return (args[0][:, :0], *args[1:])
 
-        head = self.model.get_output_embeddings()
-        hook = head.register_forward_pre_hook(catch) if head is not None else None
-        try:
-            out = self._run(inputs, keep_K)
-        finally:
-            if hook is not None:
-                hook.remove()
-        if self.separate is None:
-            self._measure(head, caught, out.logits, few)
-            if not self.separate:
-                return self.hidden(inputs, keep_K)
+        with self.model.get_output_embeddings().register_forward_pre_hook(catch):
+            self._run(inputs, keep_K)
         return self._kept(caught[0], keep_K)
 
     def _run(self, inputs: dict[str, Any], keep_K: torch.Tensor) -> Any:
@@ -60,24 +57,48 @@ class Head:
         return found_BKx if found_BKx.shape[1] == len(keep_K) else found_BKx[:, keep_K]
 
     @torch.no_grad()
-    def _measure(self, head: Any, caught: list[torch.Tensor], logits_BKV: Any, few: int) -> None:
-        """Find the scale or cap between the head's output and the model's logits."""
+    def _measure(self, inputs: dict[str, Any], keep_K: torch.Tensor) -> None:
+        """Find the scale or cap between the head's output and the model's logits.
+
+        Numbers of ours take the place of the head's output, so that what is found depends neither
+        on the batch nor on the weights: a cap is far from the logits of a young model.
+        """
         self.separate = False
-        if len(caught) != 1:
+        head = self.model.get_output_embeddings()
+        put: list[torch.Tensor] = []
+
+        def replace(module: Any, args: tuple[Any, ...], raw_BKV: torch.Tensor) -> torch.Tensor:
+            exact = torch.float32 if raw_BKV.device.type == "mps" else torch.float64
+            probe_V = torch.linspace(-60, 60, raw_BKV.shape[-1], dtype=exact, device=raw_BKV.device)
+            probe_V[0], probe_V[-1] = 1.0, _FAR
+            put.append(probe_V.expand(raw_BKV.shape))
+            return put[-1]
+
+        if head is None:
             return
-        raw_BKV = head(caught[0][:, :few])
-        if raw_BKV.shape != logits_BKV.shape:
+        alone = {k: x for k, x in inputs.items() if k not in ("past_key_values", "use_cache")}
+        with head.register_forward_hook(replace):  # a cache would keep what has no gradients
+            given = self._run({**alone, "use_cache": False}, keep_K).logits
+        if len(put) != 1 or given.shape != put[0].shape:
             return
-        text = self.model.config.get_text_config(decoder=True)
-        cap = float(getattr(text, "final_logit_softcapping", None) or 0.0)
-        given, raw = logits_BKV.float(), raw_BKV.float()
-        ratio = float((given * raw).sum() / (raw * raw).sum().clamp(min=1e-30))
-        near = 1e-5 if raw_BKV.dtype in (torch.float32, torch.float64) else 2e-2
-        for scale, limit in ((1.0, 0.0), (1.0, cap), (ratio, 0.0)):
-            found = scale * raw if not limit else limit * torch.tanh(raw / limit)
-            if torch.allclose(found, given, rtol=near, atol=near):
-                self.separate, self.scale, self.cap = True, scale, limit
+        raw_V, given_V = put[0][0, 0].double(), given[0, 0].double()
+        near = 1e-5 if given.dtype in (torch.float32, torch.float64) else 2e-2
+        for scale, limit in ((1.0, 0.0), (1.0, float(given_V[-1])), (float(given_V[0]), 0.0)):
+            found_V = scale * raw_V if limit <= 0 else limit * torch.tanh(raw_V / limit)
+            if torch.allclose(found_V, given_V, rtol=near, atol=near):
+                self.separate, self.scale = True, self._configured(scale, near)
+                self.cap = self._configured(limit, near) if limit > 0 else 0.0
                 return
+
+    def _configured(self, value: float, near: float) -> float:
+        """The number of the model's configuration, or its inverse, that a measured one is."""
+        text = self.model.config.get_text_config(decoder=True)
+        known = [float(x) for x in vars(text).values()
+                 if isinstance(x, int | float) and not isinstance(x, bool) and x]
+        for x in [1.0, *known, *(1 / x for x in known)]:
+            if abs(x - value) <= near * abs(x):
+                return x
+        return value
 
     def logps(self, hidden_MD: torch.Tensor, ids_M: torch.Tensor, temperature_M: torch.Tensor,
               entropy: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -32,7 +32,7 @@ class Learner:
 
     def __init__(self, policy: Policy, *, tokens_per_batch: int = 16384) -> None:
         self.policy = policy
-        self.tokens_per_batch = tokens_per_batch
+        self.tokens_per_batch = self.asked_per_batch = tokens_per_batch
         self.version = 0
         self._optimizer: torch.optim.AdamW | None = None
         self._seed = self._copy()
@@ -110,20 +110,28 @@ class Learner:
                          ) -> dict[str, float]:
         """Accumulate gradients of the loss over all signals; returns its terms and monitors.
 
-        Where memory runs out, all of it again in micro-batches half as large.
+        Where memory runs out, all of it again in micro-batches half as large. Where anything else
+        goes wrong the gradients are what they were before.
         """
         before = {p: None if p.grad is None else p.grad.clone()
                   for p in self.policy.trainable().values()}
         asked = self.tokens_per_batch
 
-        def smaller(why: str) -> None:
+        def back() -> None:
             for parameter, gradient in before.items():
                 parameter.grad = None if gradient is None else gradient.clone()
+
+        def smaller(why: str) -> None:
+            back()
             self._halve(why, sum(
                 len(row.token_ids) for s in signals for branch in s.branches.values()
                 for row in self.policy.rows(branch)))
 
-        found = fitting(lambda: self._forward_backward(signals, loss, known), smaller)
+        try:
+            found = fitting(lambda: self._forward_backward(signals, loss, known), smaller)
+        except BaseException:  # an interruption, too: half of a batch must not be stepped on
+            back()
+            raise
         if self.tokens_per_batch < asked:
             warnings.warn(f"out of memory: micro-batches are cut from {asked} to "
                           f"{self.tokens_per_batch} tokens from here on", stacklevel=2)
@@ -205,6 +213,8 @@ class Learner:
         parameters = list(self.policy.trainable().values())
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, optim.clip))
         if norm != norm or norm == float("inf"):
+            for parameter in parameters:  # clipping has spread it over all of them
+                parameter.grad = None
             raise SelfloopError(
                 f"the gradient norm became {norm}: nothing was stepped; lower Optim.lr ({lr:g})")
         optimizer = self._adamw(optim)
@@ -231,6 +241,15 @@ class Learner:
 
     # -- state ------------------------------------------------------------------------------
 
+    def settled(self) -> dict[str, Any]:
+        """What running out of memory has decided: it decides in which order sums are taken."""
+        return {"asked_per_batch": self.asked_per_batch, "tokens_per_batch": self.tokens_per_batch}
+
+    def settle(self, found: Mapping[str, Any]) -> None:
+        """The inverse of `settled`, where the same budget was asked for."""
+        if found.get("asked_per_batch") == self.asked_per_batch:
+            self.tokens_per_batch = int(found["tokens_per_batch"])
+
     def save_state(self, folder: Path) -> None:
         """Trainable weights, moments and published versions: safetensors and JSON only."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -244,7 +263,7 @@ class Learner:
                     moments[f"{key}/{name}"] = value
         save_file(_contiguous(moments), folder / "optimizer.safetensors")
         (folder / "learner.json").write_text(json.dumps(
-            {"version": self.version, "published": sorted(self._published)}))
+            {"version": self.version, "published": sorted(self._published), **self.settled()}))
 
     def load_state(self, folder: Path) -> None:
         """The inverse of `save_state`, bit for bit."""
@@ -253,6 +272,7 @@ class Learner:
         self.version = about["version"]
         self._published = {
             v: load_file(folder / f"published-{v}.safetensors") for v in about["published"]}
+        self.settle(about)
         self.reset_optimizer()
         moments = load_file(folder / "optimizer.safetensors")
         if moments:

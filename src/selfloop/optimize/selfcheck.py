@@ -14,23 +14,29 @@ from selfloop.optimize.score import Answers
 TOLERANCE = {torch.float64: (1e-8, 1e-5), torch.float32: (1e-3, 1e-2)}
 """Largest |shared - plain| log-prob, and relative gradient difference, that pass the check.
 In float32, linear attention alone differs by 2e-4 from itself in float64 (both paths do).
-Narrower types: 0.1 and no check of gradients (their own noise is of that size)."""
+Narrower types: their own noise is of this size in a single token, so the mean is judged, below
+`NARROW`, and gradients are not compared."""
+NARROW = 0.05
+"""Largest mean |shared - plain| log-prob in bfloat16 and float16. A token at a wrong place, or
+under a wrong mask, is off by several tenths; rounding by a few hundredths."""
 
 
 def difference(model: Any, shared: Answers, plain: Answers, rows: Sequence[Row]
                ) -> tuple[float, float, str]:
-    """(largest log-prob gap in nats, relative gradient gap, what is wrong or ""), on a few rows.
+    """(log-prob gap in nats, relative gradient gap, what is wrong or ""), on a few rows.
 
-    The gradient gap is 0.0 where gradients are not compared.
+    The log-prob gap is the largest; in narrow types the mean. The gradient gap is 0.0 where
+    gradients are not compared.
     """
     dtype = next(model.parameters()).dtype
-    limit, limit_gradient = TOLERANCE.get(dtype, (0.1, float("inf")))
+    limit, limit_gradient = TOLERANCE.get(dtype, (NARROW, float("inf")))
     learns = [p for p in model.parameters() if p.requires_grad] \
         if limit_gradient < float("inf") else []
     chosen = few(rows)
     found, ours = measured(shared, chosen, learns)
     expected, theirs = measured(plain, chosen, learns)
-    worst = float((found - expected).abs().max()) if len(expected) else 0.0
+    gaps_M = (found - expected).abs()
+    worst = float(gaps_M.max() if dtype in TOLERANCE else gaps_M.mean()) if len(gaps_M) else 0.0
     gap = apart(ours, theirs)
     wrong = ""
     if not worst <= limit:  # also true for NaN
