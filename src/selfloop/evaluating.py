@@ -171,7 +171,7 @@ def evaluate(model: str | Engine, sets: Sequence[Given], plan: Plan, folder: Pat
         marked, errors = mark(plan.way(one.benchmark), one.samples, asked.answers)
         how = described(one.benchmark, samples, plan, one.name)
         read = sum(a.tokens for a in marked) + sum(a.read for a in marked if a.draw == 0)
-        made = score(one.benchmark, one.samples, marked, how, errors=len(errors),
+        made = score(one.benchmark.under(plan.rules), one.samples, marked, how, errors=len(errors),
                      seconds=asked.seconds, flops=engine.flops(read, 0),
                      notes=[f"a rule failed: {e}" for e in errors[:3]])
         save(samples, place / "questions.jsonl")
@@ -229,8 +229,8 @@ def remarked(folder: str | Path, rules: str, benchmark: Benchmark | None = None,
     marked, errors = mark(way, samples, found)
     how = replace(How(**stored["how"]), extractor=way.extractor, judge=way.judge,
                   fallback=way.fallback, rules=rules)
-    return score(known, samples, marked, how, errors=len(errors), seconds=stored["seconds"],
-                 flops=stored["flops"])
+    return score(known.under(rules), samples, marked, how, errors=len(errors),
+                 seconds=stored["seconds"], flops=stored["flops"])
 
 
 def as_json(found: Sequence[Evaluated], differences: Sequence[Difference]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from selfloop.commands.output import AsJson, put_json, say, table, tell
 if TYPE_CHECKING:
     from selfloop.evaluate.comparing import Difference
     from selfloop.evaluate.scoring import Figure, Score
+    from selfloop.evaluating import Evaluated
 
 
 def evaluate(
@@ -69,14 +70,19 @@ def evaluate(
     if json:
         put_json({**as_json(found, differences), "styles": as_json([], gains)["differences"]})
         return
+    _print_all(found, differences, gains, adjust)
+    say(f"kept in {out}")
+
+
+def _print_all(found: Sequence[Evaluated], differences: Sequence[Difference],
+               gains: Sequence[Difference], adjust: str) -> None:
     for one in found:
         for score in one.scores.values():
             _print(one.model, score)
     if differences:
-        print_differences(differences, models[0], models[1], adjust)
+        print_differences(differences, found[0].model, found[1].model, adjust)
     if gains:
         print_differences(gains, "with the prompt", "as it is", adjust)
-    say(f"kept in {out}")
 
 
 def _again(folders: Sequence[Path], rules: str, json: bool) -> None:
@@ -115,7 +121,7 @@ def _print(model: str, score: Score) -> None:
 def shown(figure: Figure) -> str:
     """A share in percent, anything else as it is, with its interval."""
     scale, sign = (100.0, " %") if abs(figure.value) <= 1 else (1.0, "")
-    if not figure.n:
+    if figure.low is None or figure.high is None:
         return f"{scale * figure.value:.1f}{sign}"
     return (f"{scale * figure.value:.1f}{sign} [{scale * figure.low:.1f}, "
             f"{scale * figure.high:.1f}]")

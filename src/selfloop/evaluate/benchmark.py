@@ -9,7 +9,7 @@ named by the `Way` and stored with every score. One file of `benchmarks/` descri
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +52,11 @@ class Way:
     judge: str = "none"
     """The model that decides what rules cannot; "none"."""
     fallback: str = "an answer in which nothing is found is wrong"
+    count: Count | None = None
+    """Where the tool also counts in its own way."""
     styles: tuple[str, ...] = ()
-    """Structured prompts that may be laid around the question; () = the prompt is part of the
-    rules and stays as it is."""
+    """Structured prompts that make sense around the question; () = any. (Under the rules of other
+    tools the prompt is part of the rules and stays as it is.)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +98,10 @@ class Benchmark:
             raise SelfloopError(f"{self.name} has no rules as {name!r}; there are "
                                 f"{', '.join(self.ways)}")
         return self.ways[name]
+
+    def under(self, rules: str) -> Benchmark:
+        """This benchmark, counted as these rules count."""
+        return replace(self, count=self.way(rules).count or self.count)
 
     def rows(self, path: str | Path, split: str | None = None) -> Source:
         """The published files at `path` as rows of our own; a row that does not fit is a text

@@ -64,6 +64,8 @@ def compare(benchmark: Benchmark, samples: Mapping[str, Sample], a: Sequence[Ans
     clusters = list(first)
     x, y = _sums(first, clusters, benchmark.main), _sums(second, clusters, benchmark.main)
     key = f"compare/{benchmark.name}"
+    if x[1].sum() <= 0 or y[1].sum() <= 0:  # captions that name no object have no CHAIR
+        return _nothing(benchmark, len(asked), len(clusters))
     interval = ratio_bootstrap(*x, minus=y, key=key)
     p_value = _p_value(x, y, clusters, key)
     return Difference(
@@ -72,6 +74,13 @@ def compare(benchmark: Benchmark, samples: Mapping[str, Sample], a: Sequence[Ans
         high=interval.high, se=interval.se, p_value=p_value, p_adjusted=p_value,
         better=_better(interval.estimate, p_value, alpha, benchmark.lower_is_better),
         questions=len(asked), clusters=len(clusters), detectable=_detectable(interval.se, alpha))
+
+
+def _nothing(benchmark: Benchmark, questions: int, clusters: int) -> Difference:
+    """What is said where a model's answers gave nothing to count."""
+    unknown = math.nan
+    return Difference(benchmark.name, benchmark.main, unknown, unknown, unknown, -math.inf,
+                      math.inf, math.inf, 1.0, 1.0, "not shown", questions, clusters, math.inf)
 
 
 def _sums(found: Mapping[str, Tally], clusters: Sequence[str], name: str

@@ -51,8 +51,9 @@ class Figure:
     """One figure of one model: a share or mean in its own unit, with a 95 % interval."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    """None where nothing can be said: a lone cluster, a figure made of others."""
+    high: float | None
     n: float
     """The denominator: questions, mentions, objects."""
 
@@ -67,20 +68,19 @@ class Score:
     how: How
     figures: Mapping[str, Figure]
     by: Mapping[str, Mapping[str, Mapping[str, Figure]]]
-    """{field: {value: figures}}: by task type, domain, ..."""
+    """{field of meta: {value: figures}}."""
     robustness: Mapping[str, Mapping[str, Figure]]
-    """{picture operation: {severity: the main figure}}."""
+    """{picture operation: {severity: main figure}}."""
     questions: int
     clusters: int
     units: str
     unjudged: int
     errors: int
-    """Answers on which the rule itself failed; they are unjudged and never zeros."""
+    """Answers on which the rule itself failed: unjudged, never zeros."""
     tokens: int
-    """Drawn, over the greedy answers."""
+    """Drawn greedily."""
     seconds: float = 0.0
     flops: float = 0.0
-    """What asking cost, all arms together."""
     notes: tuple[str, ...] = field(default=())
 
     def to_json(self) -> dict[str, Any]:
@@ -123,7 +123,8 @@ def mark(way: Way, samples: Mapping[str, Sample], answers: Sequence[Answer]
             verdict = way.mark(answer.text, sample)
         except Exception as error:
             errors.append(f"question {answer.sample}: {type(error).__name__}: {error}")
-            marked.append(answer.model_copy(update={"right": None, "score": None}))
+            marked.append(answer.model_copy(
+                update={"right": None, "score": None, "parsed": None}))
             continue
         marked.append(answer.model_copy(update={
             "score": verdict.score, "parsed": verdict.rationale or None,
@@ -131,18 +132,13 @@ def mark(way: Way, samples: Mapping[str, Sample], answers: Sequence[Answer]
     return marked, errors
 
 
-def clustered(samples: Mapping[str, Sample], answers: Sequence[Answer]) -> dict[str, list[Marked]]:
-    """Answers by cluster, in order of first appearance."""
+def tallies(benchmark: Benchmark, samples: Mapping[str, Sample], answers: Sequence[Answer]
+            ) -> dict[str, Tally]:
+    """One tally a cluster, in order of first appearance."""
     found: dict[str, list[Marked]] = {}
     for answer in answers:
         found.setdefault(answer.cluster, []).append((samples[answer.sample], answer))
-    return found
-
-
-def tallies(benchmark: Benchmark, samples: Mapping[str, Sample], answers: Sequence[Answer]
-            ) -> dict[str, Tally]:
-    """One tally a cluster."""
-    return {c: benchmark.count(m) for c, m in clustered(samples, answers).items()}
+    return {cluster: benchmark.count(marked) for cluster, marked in found.items()}
 
 
 def figures(benchmark: Benchmark, counted: Sequence[Tally]) -> dict[str, Figure]:
@@ -155,11 +151,11 @@ def figures(benchmark: Benchmark, counted: Sequence[Tally]) -> dict[str, Figure]
         found[name] = Figure(top / bottom, low, high, bottom)
     if benchmark.derived is not None:
         made = benchmark.derived({name: figure.value for name, figure in found.items()})
-        found |= {name: Figure(value, -math.inf, math.inf, 0.0) for name, value in made.items()}
+        found |= {name: Figure(value, None, None, 0.0) for name, value in made.items()}
     return found
 
 
-def _around(counted: Sequence[Tally], name: str, key: str) -> tuple[float, float]:
+def _around(counted: Sequence[Tally], name: str, key: str) -> tuple[float | None, float | None]:
     """The interval of one ratio of sums, clusters resampled.
 
     Where all clusters say 0, or all say 1, resampling sees no spread and would claim certainty:
@@ -169,8 +165,11 @@ def _around(counted: Sequence[Tally], name: str, key: str) -> tuple[float, float
     pairs = pairs[pairs[:, 1] > 0]
     if len(pairs) > 1 and (not pairs[:, 0].any() or np.array_equal(pairs[:, 0], pairs[:, 1])):
         return wilson(len(pairs) if pairs[:, 0].any() else 0, len(pairs))
-    found = ratio_bootstrap(pairs[:, 0], pairs[:, 1], key=key)
-    return found.low, found.high
+    return _ends(ratio_bootstrap(pairs[:, 0], pairs[:, 1], key=key))
+
+
+def _ends(found: Interval) -> tuple[float | None, float | None]:
+    return (found.low, found.high) if math.isfinite(found.se) else (None, None)
 
 
 def score(benchmark: Benchmark, samples: Mapping[str, Sample], answers: Sequence[Answer],
@@ -210,11 +209,10 @@ def _beside(benchmark: Benchmark, seen: Mapping[str, Tally], blind: Mapping[str,
     clusters = [c for c in seen if c in blind]
     with_, without = [seen[c] for c in clusters], [blind[c] for c in clusters]
     alone = figures(benchmark, without).get(name)
-    if alone is None:
-        return {}
+    if alone is None or added(with_).get(name, (0.0, 0.0))[1] <= 0:
+        return {} if alone is None else {"no_image": alone}
     gain = difference(with_, without, name, f"{benchmark.name}/multimodal_gain")
-    return {"no_image": alone,
-            "multimodal_gain": Figure(gain.estimate, gain.low, gain.high, alone.n)}
+    return {"no_image": alone, "multimodal_gain": Figure(gain.estimate, *_ends(gain), alone.n)}
 
 
 def difference(a: Sequence[Tally], b: Sequence[Tally], name: str, key: str) -> Interval:
@@ -271,7 +269,7 @@ def solved(drawn: Sequence[Answer]) -> dict[str, Figure]:
 
     def put(name: str, values: list[float]) -> None:
         interval = bootstrap(values, clusters, key=name)
-        found[name] = Figure(interval.estimate, interval.low, interval.high, float(len(values)))
+        found[name] = Figure(interval.estimate, *_ends(interval), float(len(values)))
 
     for k in sorted({2 ** i for i in range(7) if 2 ** i <= most} | {most}):
         put(f"pass@{k}", [pass_at_k(len(q), sum(bool(a.right) for a in q), k)
@@ -295,4 +293,4 @@ def _calibration(questions: Sequence[Sequence[Answer]]) -> dict[str, Figure]:
     if len(questions[0]) < 2 or not sure:
         return {}
     error = expected_calibration_error(sure, right)
-    return {"calibration_error": Figure(error, -math.inf, math.inf, 0.0)}
+    return {"calibration_error": Figure(error, None, None, 0.0)}

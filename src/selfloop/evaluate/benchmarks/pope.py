@@ -6,9 +6,9 @@ random, by frequency (popular) or by co-occurrence with what is there (adversari
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from selfloop.evaluate.benchmark import (
     OWN,
@@ -17,12 +17,14 @@ from selfloop.evaluate.benchmark import (
     Marked,
     Tally,
     Way,
+    as_it_is,
     ending_with,
     needed,
     scored,
 )
+from selfloop.evaluate.benchmarks.shared_pictures import with_shared_pictures
+from selfloop.evaluate.benchmarks.yes_no import among_words, in_final_answer
 from selfloop.formats import BadRow
-from selfloop.organize.verify.rules import final_answer
 from selfloop.sources import Row, Rows, Source, jsonl_rows, source_of
 from selfloop.types import Sample, Verdict
 
@@ -35,7 +37,7 @@ def read(path: Path, split: str | None) -> Source:
     The split is read off the file's name where rows do not say their `category`.
     """
     if path.suffix != ".json":
-        return source_of(path, split)
+        return with_shared_pictures(source_of(path, split))
     kind = next((k for k in ("random", "popular", "adversarial") if k in path.stem), "")
 
     def rows() -> Rows:
@@ -55,20 +57,16 @@ def row(found: Row) -> Row:
         raise BadRow("label", f"{label or 'nothing'!r}", 'expected "yes" or "no"')
     needed(found, "image")
     name = found.get("image_source") or found["image"]
+    splits = str(found.get("category") or "").split(",")  # VLMEvalKit asks each question once
     made: Row = {"prompt": str(text), "images": [found["image"]], "answer": label,
-                 "task": str(found.get("category") or "")}
-    return made | ({"cluster": str(name)} if isinstance(name, str) else {})
-
-
-def said(text: str) -> str | None:
-    """yes or no, where the answer says one of them and not both; None otherwise."""
-    words = set(re.findall(r"\b(?:yes|no)\b", (final_answer(text) or "").lower()))
-    return words.pop() if len(words) == 1 else None
+                 "task": splits if len(splits) > 1 else splits[0]}
+    named = isinstance(name, str) and len(name) < 256  # longer: the picture itself
+    return made | ({"cluster": name} if named else {})
 
 
 def own(text: str, sample: Sample) -> Verdict:
     """Our rule: the final answer names yes or no, once."""
-    found = said(text)
+    found = in_final_answer(text)
     return scored(found == sample.answer, found)
 
 
@@ -87,21 +85,19 @@ def as_authors(text: str, sample: Sample) -> Verdict:
 
 
 def as_vlmevalkit(text: str, sample: Sample) -> Verdict:
-    """VLMEvalKit's rule: "yes" or "no" among the words, punctuation removed; both or neither is
-    unknown and counts as wrong."""
-    words = re.sub(r"[^\w\s]", " ", text.lower()).split()
-    yes, no = "yes" in words, "no" in words
-    found = None if yes == no else "yes" if yes else "no"
-    return scored(found == sample.answer, found)
+    """VLMEvalKit's rule: "yes" or "no" among the words; where they say neither, or both, it asks
+    a language model, and nothing is said here."""
+    found = among_words(text)
+    return scored(None if found is None else found == sample.answer, found)
 
 
 def count(marked: Sequence[Marked]) -> Tally:
     """Accuracy, and precision, recall and F1 of "yes"; `yes_rate` and `unparsed` beside them.
 
     An answer that says neither is wrong: a missed object where the gold is yes (a false negative)
-    and nothing where it is no, except for accuracy.
+    and nothing where it is no, except for accuracy. Unjudged answers are left out.
     """
-    rows = [(s.answer == "yes", a.parsed) for s, a in marked]
+    rows = [(s.answer == "yes", a.parsed) for s, a in marked if a.score is not None]
     hit = sum(gold and p == "yes" for gold, p in rows)
     false = sum(not gold and p == "yes" for gold, p in rows)
     missed = sum(gold and p != "yes" for gold, p in rows)
@@ -111,9 +107,21 @@ def count(marked: Sequence[Marked]) -> Tally:
             "unparsed": (sum(p is None for _, p in rows), n)}
 
 
-def _way(mark: Mark, extractor: str, fallback: str, tokens: int = 16) -> Way:
-    return Way(ask=ending_with(SHORT), mark=mark, extractor=extractor, fallback=fallback,
-               max_new_tokens=tokens)
+def count_as_lmms_eval(marked: Sequence[Marked]) -> Tally:
+    """lmms-eval's definitions: only a "no" misses an object, only a "yes" invents one, and
+    `yes_rate` is the share of gold yes (which says nothing about the model)."""
+    rows = [(s.answer == "yes", a.parsed) for s, a in marked if a.score is not None]
+    hit = sum(gold and p == "yes" for gold, p in rows)
+    false = sum(not gold and p == "yes" for gold, p in rows)
+    missed = sum(gold and p == "no" for gold, p in rows)
+    return count(marked) | {
+        "recall": (hit, hit + missed), "f1": (2 * hit, 2 * hit + false + missed),
+        "yes_rate": (sum(gold for gold, _ in rows), len(rows))}
+
+
+def _way(mark: Mark, extractor: str, fallback: str, tokens: int, **more: Any) -> Way:
+    return Way(**{"ask": ending_with(SHORT), "mark": mark, "extractor": extractor,
+                  "fallback": fallback, "max_new_tokens": tokens, **more})
 
 
 BENCHMARK = Benchmark(
@@ -124,8 +132,10 @@ BENCHMARK = Benchmark(
     ways={
         OWN: _way(own, "yes or no in the final answer, once", "neither or both is wrong", 64),
         "lmms-eval": _way(as_lmms_eval, "the whole answer, stripped, lower case",
-                          "any other text is wrong"),
-        "vlmevalkit": _way(as_vlmevalkit, "yes or no among the words", "unknown is wrong"),
-        "authors": _way(as_authors, "no/not in the first sentence is no", "anything else is yes"),
+                          "any other text is wrong", 128, count=count_as_lmms_eval),
+        "vlmevalkit": _way(as_vlmevalkit, "yes or no among the words", "unjudged", 128,
+                           ask=as_it_is, judge="a language model, where the words say neither"),
+        "authors": _way(as_authors, "no/not in the first sentence is no", "anything else is yes",
+                        64),
     },
 )

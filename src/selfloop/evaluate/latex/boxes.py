@@ -1,0 +1,41 @@
+r"""The contents of every \boxed{} of a text, braces nested as deep as they are."""
+
+from __future__ import annotations
+
+import re
+
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+LONGEST = 4000
+"""Characters of a box that are read; a longer one is no final answer."""
+
+
+def closing(text: str, start: int) -> int | None:
+    """The place of the brace that closes the one before `start`; None where it never closes."""
+    depth, at = 1, start
+    while at < len(text):
+        if text[at] == "\\":
+            at += 2
+            continue
+        depth += {"{": 1, "}": -1}.get(text[at], 0)
+        if depth == 0:
+            return at
+        at += 1
+    return None
+
+
+def boxed(text: str) -> list[str]:
+    """Contents of the boxes in order, trimmed; empty, unclosed and overlong ones are left out.
+
+    A box within a box counts once, as the outer one.
+    """
+    found, end = [], 0
+    for match in _BOX.finditer(text):
+        if match.start() < end:
+            continue
+        close = closing(text[:match.end() + LONGEST + 1], match.end())
+        if close is None:
+            continue
+        end = close
+        if content := text[match.end():close].strip():
+            found.append(content)
+    return found
