@@ -485,8 +485,8 @@ def test_lists(text, gold, same):
 
 
 def test_yes_no_says_one_of_them():
-    assert [in_final_answer(t) for t in ("Yes.", "no, it is not", "yes or no", "", "Answer: no")] == [
-        "yes", "no", None, None, "no"]
+    said = [in_final_answer(t) for t in ("Yes.", "no, it is not", "yes or no", "", "Answer: no")]
+    assert said == ["yes", "no", None, None, "no"]
 
 
 def test_edit_distance_is_a_metric_and_agrees_with_the_definition():
