@@ -7,6 +7,7 @@ Auto classes without remote code. Nothing in it knows about any testbed but the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -62,17 +63,17 @@ CHAT_TEMPLATE = (
 )
 
 
-def vocabulary() -> list[str]:
+def vocabulary(words: Sequence[str] = WORDS) -> list[str]:
     """Every token in id order: specials, then each digit, word and mark without and with the
     space before it, so that text made of known words is decoded back exactly."""
-    pieces = [*"0123456789", *WORDS, *MARKS]
+    pieces = [*"0123456789", *words, *MARKS]
     spaced = [f" {piece}" for piece in pieces]
     return [*SPECIALS, *pieces, *spaced, " ", "\n"]
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
+def make_tokenizer(words: Sequence[str] = WORDS) -> PreTrainedTokenizerFast:
     """Word-level, one token a digit ("10" is "1", "0"). Unknown words become <unk>."""
-    ids = {token: i for i, token in enumerate(vocabulary())}
+    ids = {token: i for i, token in enumerate(vocabulary(words))}
     core = Tokenizer(models.WordLevel(ids, unk_token=UNK))
     pattern = Regex(r" ?[0-9]| ?[A-Za-z]+| ?[^\sA-Za-z0-9]|\s")
     core.pre_tokenizer = pre_tokenizers.Split(pattern, behavior="isolated")
@@ -91,7 +92,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def make_processor() -> LlavaProcessor:
+def make_processor(words: Sequence[str] = WORDS) -> LlavaProcessor:
     """Any picture, any mode and size, becomes float32 (3, SIDE, SIDE)."""
     pictures = CLIPImageProcessorPil(
         size={"height": SIDE, "width": SIDE},
@@ -102,7 +103,7 @@ def make_processor() -> LlavaProcessor:
     )
     return LlavaProcessor(  # type: ignore[no-untyped-call]
         image_processor=pictures,
-        tokenizer=make_tokenizer(),
+        tokenizer=make_tokenizer(words),
         patch_size=PATCH,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
@@ -146,7 +147,8 @@ def make_config(tokenizer: PreTrainedTokenizerFast, *, width: int = 128, layers:
     )
 
 
-def make_generation_config(tokenizer: PreTrainedTokenizerFast) -> GenerationConfig:
+def make_generation_config(tokenizer: PreTrainedTokenizerFast, longest: int = 16
+                           ) -> GenerationConfig:
     """Stops at <eos>; never writes another special token. Drawing <image> would otherwise put a
     placeholder without a picture into the next turn, and the others cannot be read as text."""
     never = [t for t in SPECIALS if t != EOS]
@@ -156,7 +158,7 @@ def make_generation_config(tokenizer: PreTrainedTokenizerFast) -> GenerationConf
         pad_token_id=tokenizer.pad_token_id,
         suppress_tokens=tokenizer.convert_tokens_to_ids(never),
         do_sample=False,
-        max_new_tokens=16,
+        max_new_tokens=longest,
     )
 
 
@@ -176,22 +178,24 @@ def spread_weights(model: LlavaForConditionalGeneration) -> None:
                 weight.normal_(0.0, weight[0].numel() ** -0.5)
 
 
-def build(folder: str | Path, *, seed: int = 0, width: int = 128, layers: int = 3) -> Path:
+def build(folder: str | Path, *, seed: int = 0, width: int = 128, layers: int = 3,
+          words: Sequence[str] = WORDS, longest: int = 16) -> Path:
     """Write an untrained model, processor and tokenizer to `folder` and return it.
 
-    The weights depend on `seed` alone; the caller's torch generator is left as it was. Raises
-    ValueError when `width` does not divide into heads of 32 channels.
+    `words` is the vocabulary beside digits and marks, `longest` the default limit of an answer in
+    tokens. The weights depend on `seed` and the sizes alone; the caller's torch generator is left
+    as it was. Raises ValueError when `width` does not divide into heads of 32 channels.
     """
     if width % 32:
         raise ValueError(f"width must be a multiple of 32 (heads of 32 channels), not {width}")
     folder = Path(folder)
-    processor = make_processor()
+    processor = make_processor(words)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = make_config(processor.tokenizer, width=width, layers=layers)
         model = LlavaForConditionalGeneration(config)
         spread_weights(model)
-    model.generation_config = make_generation_config(processor.tokenizer)
+    model.generation_config = make_generation_config(processor.tokenizer, longest)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
