@@ -1,22 +1,14 @@
-"""The gate's truth table, its guards, and its error rate over a whole run."""
+"""The gate's truth table, and its error rate and power over a whole run."""
 
 from __future__ import annotations
 
-import math
-
 import pytest
 
+from selfloop.evaluate.acting import Acting, Hold
 from selfloop.evaluate.answers import Answer
-from selfloop.evaluate.gate import (
-    Blind,
-    DistinctAnswers,
-    EmptyAnswers,
-    Gate,
-    LengthRatio,
-    ParseRate,
-    PassAtK,
-    Unjudged,
-)
+from selfloop.evaluate.gate import Gate
+from selfloop.evaluate.looks import joint_p
+from selfloop.evaluate.statistics import SequentialAlpha
 from selfloop.keys import generator
 from selfloop.roles import SelfloopError
 from selfloop.types import Decision
@@ -82,9 +74,24 @@ def test_a_guard_rolls_back_even_a_better_model():
     assert "but guard EmptyAnswers: 50% of the answers are empty" in found.why
     off = Gate(guards=())(first(150), first(110), 0, {"empty": 0.5}, {"empty": 0.0})
     assert off.action == "promote"
+    assert off.guards == ()
     two = Gate()(first(150), first(110), 0, {"empty": 0.5, "no_image": 0.6},
                  {"empty": 0.0, "no_image": 0.2})
     assert two.guards == ("EmptyAnswers", "Blind")
+
+
+def test_a_guard_may_hold_instead_but_never_let_through():
+    gate = Gate(acting=Acting(on={"EmptyAnswers": (Hold(),)}))
+    held = gate(first(150), first(110), 0, {"empty": 0.5}, {"empty": 0.0})
+    assert held.action == "hold" and held.why.startswith("held: 55.0 -> 75.0")
+    none = Gate(acting=Acting(on={"EmptyAnswers": ()}))(
+        first(150), first(110), 0, {"empty": 0.5}, {"empty": 0.0})
+    assert none.action == "hold"
+    both = gate(first(150), first(110), 0, {"empty": 0.5, "no_image": 0.6},
+                {"empty": 0.0, "no_image": 0.2})
+    assert both.action == "roll back" and both.guards == ("EmptyAnswers", "Blind")
+    harm = gate(first(90), first(110), 0, {"empty": 0.5}, {"empty": 0.0})
+    assert harm.action == "roll back" and "it is no worse; guard EmptyAnswers" in harm.why
 
 
 def test_nothing_judged_is_held():
@@ -114,76 +121,6 @@ def test_the_same_answers_get_the_same_decision():
     assert Gate()(a, b, 1) == Gate()(a, b, 1)
 
 
-FIRES = [
-    (EmptyAnswers(), {"empty": 0.21}, {"empty": 0.1}, True),
-    (EmptyAnswers(), {"empty": 0.2}, {"empty": 0.1}, False),
-    (EmptyAnswers(), {"empty": 0.3}, {"empty": 0.4}, False),
-    (EmptyAnswers(), {"empty": 0.3}, {}, True),
-    (ParseRate(), {"parsed": 0.85}, {"parsed": 0.97}, True),
-    (ParseRate(), {"parsed": 0.92}, {"parsed": 0.97}, False),
-    (ParseRate(), {"parsed": 0.45}, {"parsed": 0.5}, True),
-    (ParseRate(), {"parsed": 0.45}, {"parsed": 0.3}, False),
-    (ParseRate(min=0.4), {"parsed": 0.45}, {"parsed": 0.5}, False),
-    (LengthRatio(), {"mean_tokens": 31.0}, {"mean_tokens": 10.0}, True),
-    (LengthRatio(), {"mean_tokens": 30.0}, {"mean_tokens": 10.0}, False),
-    (LengthRatio(), {"mean_tokens": 2.0}, {"mean_tokens": 10.0}, True),
-    (LengthRatio(), {"mean_tokens": 2.0}, {"mean_tokens": 0.0}, False),
-    (DistinctAnswers(), {"distinct": 0.04}, {"distinct": 0.1}, True),
-    (DistinctAnswers(), {"distinct": 0.05}, {"distinct": 0.1}, False),
-    (DistinctAnswers(), {"distinct": 0.02, "distinct_gold": 0.02}, {"distinct": 0.1}, False),
-    (DistinctAnswers(), {"distinct": 0.009, "distinct_gold": 0.02}, {"distinct": 0.1}, True),
-    (PassAtK(), {"pass@1": 0.6, "pass@8": 0.70}, {"pass@1": 0.5, "pass@8": 0.8}, True),
-    (PassAtK(), {"pass@1": 0.4, "pass@8": 0.70}, {"pass@1": 0.5, "pass@8": 0.8}, False),
-    (PassAtK(), {"pass@1": 0.6, "pass@8": 0.79}, {"pass@1": 0.5, "pass@8": 0.8}, False),
-    (PassAtK(), {"pass@1": 0.6}, {"pass@1": 0.5}, False),
-    (PassAtK(), {"pass@1": 0.6, "pass@4": 0.6, "pass@8": 0.9},
-     {"pass@1": 0.5, "pass@4": 0.8}, True),
-    (Blind(), {"no_image": 0.36}, {"no_image": 0.3}, True),
-    (Blind(), {"no_image": 0.34}, {"no_image": 0.3}, False),
-    (Blind(), {"no_image": 0.36, "questions": 300.0}, {"no_image": 0.3}, False),
-    (Blind(), {"no_image": 0.45, "questions": 300.0}, {"no_image": 0.3}, True),
-    (Blind(), {"no_image": 0.45, "visual_gain": 0.3, "questions": 300.0},
-     {"no_image": 0.3, "visual_gain": 0.3}, False),
-    (Blind(), {"no_image": 0.45, "visual_gain": 0.15, "questions": 300.0},
-     {"no_image": 0.3, "visual_gain": 0.3}, True),
-    (Unjudged(), {"unjudged": 0.05}, {"unjudged": 0.02}, True),
-    (Unjudged(), {"unjudged": 0.03}, {"unjudged": 0.02}, False),
-]
-
-
-@pytest.mark.parametrize(("guard", "now", "then", "fires"), FIRES)
-def test_guards(guard, now, then, fires):
-    assert (guard(now, then) is not None) == fires
-
-
-@pytest.mark.parametrize("guard", Gate().guards)
-def test_guards_abstain_without_figures(guard):
-    names = ("empty", "parsed", "mean_tokens", "distinct", "no_image", "unjudged", "pass@1",
-             "pass@8")
-    unknown = dict.fromkeys(names, math.nan)
-    assert guard({}, {}) is None and guard(unknown, unknown) is None
-    assert guard({}, dict.fromkeys(names, 1.0)) is None
-
-
-def false_promotions(gate, looks=5, runs=300, clusters=50, size=3):
-    """(share of runs that promote, share that roll back) when nothing ever gets better."""
-    rng, up, down = generator("null"), 0, 0
-    for _ in range(runs):
-        lean = 0.25 + 0.5 * rng.random(clusters).repeat(size)  # pictures differ in difficulty
-        seen = {gate(answers((rng.random(len(lean)) < flip).tolist(), size),
-                     best, look).action
-                for best in [answers((rng.random(len(lean)) < lean).tolist(), size)]
-                for look in range(looks)
-                for flip in [lean + 0.25 * rng.choice([-1, 1], clusters).repeat(size)]}
-        up, down = up + ("promote" in seen), down + ("roll back" in seen)
-    return up / runs, down / runs
-
-
-def test_five_looks_promote_nothing_by_chance():
-    up, down = false_promotions(Gate())
-    assert 0 < up <= 0.06 and 0 < down <= 0.06
-
-
 class Unspent(Gate):
     """A gate that spends its whole alpha at every look: the mistake that the test must see."""
 
@@ -191,5 +128,82 @@ class Unspent(Gate):
         return super()._weigh(gain, self.alpha)
 
 
-def test_the_error_rate_test_sees_unspent_alpha():
-    assert false_promotions(Unspent(), runs=100)[0] > 0.06
+# -- several looks at the same model --------------------------------------------------------------
+
+def moved(up, down, of=200, right=100):
+    """`right` of `of` right at first; then `down` of those are wrong and `up` others right."""
+    return answers([i >= down for i in range(right)] + [i < up for i in range(of - right)])
+
+
+def test_equal_candidates_share_one_test():
+    """The same candidate four times is one test: what was not used at earlier looks comes back."""
+    best, candidate = moved(0, 0), moved(18, 6)  # p = 0.011
+    alone = Gate()(candidate, best, 3)
+    assert alone.action == "hold" and ">= 0.0025" in alone.why
+    again = Gate()(candidate, best, 3, earlier=[candidate] * 3)
+    assert again.action == "promote" and "< 0.036 over 4 looks at the same model" in again.why
+    levels = [SequentialAlpha().spent(k) for k in range(4)]
+    assert joint_p([candidate], best, levels[:1]) == pytest.approx(0.0113, abs=0.002)
+    together = joint_p([candidate] * 4, best, levels)  # and whatever crossed at looks 0 to 2
+    assert 0.0113 < together <= levels[2] + 0.001
+
+
+def test_unlike_candidates_pay_for_each_other():
+    best, candidate = moved(0, 0), moved(18, 6)
+    others = [answers([(i + k) % 4 == 0 for i in range(200)]) for k in range(3)]
+    mixed = Gate()(candidate, best, 3, earlier=others)
+    assert mixed.p_value > Gate()(candidate, best, 3, earlier=[candidate] * 3).p_value + 0.005
+
+
+def test_what_was_spent_before_a_promotion_is_not_spent_again():
+    best, candidate = moved(0, 0), moved(18, 6)
+    after = Gate()(candidate, best, 3, earlier=[candidate])  # promoted at look 1
+    assert "0.006 over 2 looks" in after.why  # 0.9 (spent(3) - spent(1)) = 0.9 (0.04 - 0.0333)
+
+
+def test_looking_together_never_promotes_less():
+    rng = generator("together")
+    for _ in range(15):
+        best = answers((rng.random(120) < 0.5).tolist())
+        looks = [answers((rng.random(120) < 0.56 + 0.03 * k).tolist()) for k in range(4)]
+        if Gate()(looks[3], best, 3).action == "promote":
+            assert Gate()(looks[3], best, 3, earlier=looks[:3]).action == "promote"
+
+
+# -- whole runs, simulated ------------------------------------------------------------------------
+
+def test_null_runs_promote_rarely_and_detectable_gains_are_promoted():
+    """The reduced version of what scripts/gate-power runs; see docs/gate-and-arms.md."""
+    from selfloop.evaluate.simulating import World, detectable, simulate
+
+    world = World(questions=160, per_cluster=2, looks=3)
+    null = simulate(Gate(), world, runs=100, key="null")
+    assert null.promoted_low <= 0.05, "not even the lower bound may be above alpha"
+    assert null.rolled_back <= 0.1
+    gain = simulate(Gate(), world.gaining(detectable(Gate(), world)), runs=40, key="gain")
+    assert gain.promoted_high >= 0.8
+
+
+def test_the_simulation_sees_a_gate_that_spends_too_much():
+    from selfloop.evaluate.simulating import World, simulate
+
+    world = World(questions=160, looks=6, alike=0.2)
+    assert simulate(Unspent(guards=()), world, runs=80, key="null").promoted_low > 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("alike", [0.0, 0.5, 0.9])
+def test_two_thousand_null_runs(alike):
+    from selfloop.evaluate.simulating import World, simulate
+
+    null = simulate(Gate(), World(alike=alike), runs=2000, key=f"null/{alike}")
+    assert null.promoted_high <= 0.05
+
+
+@pytest.mark.slow
+def test_detectable_gains_are_promoted():
+    from selfloop.evaluate.simulating import World, detectable, simulate
+
+    world = World()
+    gain = simulate(Gate(), world.gaining(detectable(Gate(), world)), runs=500, key="gain")
+    assert gain.promoted >= 0.8

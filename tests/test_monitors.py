@@ -87,7 +87,12 @@ def test_of_answers_by_hand():
     draws = [ask(i, arm="draws", parsed=p, right=p == "3", draw=d)
              for i in range(2) for d, p in enumerate(["3", "3", "4", "5"] if i else "4443")]
     found = of_answers([*greedy, *blind, *draws])
+    spread = [entropy("4443"), entropy("3345")]
     assert found == pytest.approx({
+        "entropy_gold": entropy("3563"), "draw_entropy": sum(spread) / 2,
+        "draw_entropy_se": abs(spread[0] - spread[1]) / 2,
+        "entropy_se": math.sqrt((2 / 3 * math.log(2 / 3) ** 2 + 1 / 3 * math.log(1 / 3) ** 2
+                                 - entropy("343") ** 2) / 3),
         "questions": 4.0, "accuracy": 1 / 3, "unjudged": 0.25, "parsed": 0.75, "empty": 0.25,
         "mean_tokens": 3.0, "tokens_right": 2.0, "tokens_wrong": 3.0, "distinct": 0.5,
         "distinct_gold": 0.75, "entropy": entropy("343"), "no_image": 0.25,
@@ -108,3 +113,39 @@ def test_answers_without_the_greedy_arm_and_no_answers():
     assert of_answers([ask(0, arm="")])["accuracy"] == 1.0
     assert "accuracy" not in of_answers([ask(0, arm="draws")])
     assert "gold" not in "".join(of_answers([ask(0)]))
+
+
+def test_the_share_of_yes_is_of_yes_no_questions_that_were_answered():
+    said = [("yes", "yes"), ("Yes, it is", "no"), ("no", "no"), ("perhaps", "yes"), (None, "no"),
+            ("yes", "7")]
+    found = of_answers([ask(i, parsed=p, gold=g) for i, (p, g) in enumerate(said)])
+    assert found["yes_questions"] == 3.0
+    assert found["yes_share"] == pytest.approx(2 / 3) and found["yes_gold"] == pytest.approx(1 / 3)
+    assert "yes_share" not in of_answers([ask(0, gold="7")])
+
+
+def test_the_reward_beside_the_metric_on_the_same_answers():
+    greedy = [ask(0, right=True), ask(1, right=False), ask(2, right=None), ask(3, right=True)]
+    paid = [ask(i, arm="reward", right=r, score=s) for i, (r, s) in enumerate(
+        [(True, 1.0), (True, 0.75), (True, 1.0), (None, None)])]
+    found = of_answers([*greedy, *paid])
+    assert found["reward"] == pytest.approx(2.75 / 3), "unknown is not zero"
+    assert found["disagreement"] == 0.5, "of those that both could judge"
+    assert found["accuracy"] == of_answers(greedy)["accuracy"]
+    assert not {"reward", "disagreement"} & set(of_answers(greedy))
+
+
+def test_suites_are_no_part_of_the_main_figures():
+    suite = [ask(i, arm="suite/refusal", right=False, parsed=None) for i in range(3)]
+    assert of_answers([ask(0), *suite]) == of_answers([ask(0)])
+    assert of_answers(suite) == {}
+
+
+def test_judges_of_a_combined_verdict_disagree():
+    one = group("a", [("3", 1, 1.0, "stop")] * 4)
+    parts = ({"rule": 1.0, "judge": 0.2}, {"rule": 1.0, "judge": 0.7}, {"rule": 1.0},
+             {"vote_share": 0.2, "rule": 1.0})
+    split = one.model_copy(update={"verdicts": tuple(
+        v.model_copy(update={"parts": p}) for v, p in zip(one.verdicts, parts, strict=True))})
+    assert monitors([split])["disagreement"] == 0.5
+    assert "disagreement" not in monitors([one])

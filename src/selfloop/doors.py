@@ -13,7 +13,7 @@ import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from selfloop.roles import Engine, Generate, Request, Sampling, SelfloopError
@@ -42,6 +42,8 @@ class Doors:
     scope: str
     """Seed, step and wave: the part of every key that the jobs share."""
     sampling: Sampling = Sampling()
+    heat: float = 1.0
+    """Factor on every temperature that is asked for; greedy stays greedy."""
     _asks: list[_Ask] = field(default_factory=list)
     _live: int = 0
 
@@ -122,6 +124,11 @@ class Doors:
                 if not ask.future.done():
                     ask.future.set_result(drawn)
 
+    def _heated(self, sampling: Sampling) -> Sampling:
+        if self.heat == 1:
+            return sampling
+        return replace(sampling, temperature=sampling.temperature * self.heat)
+
     def _door(self, job: int, sample: Sample, who: str, loop: Any) -> Generate:
         calls = iter(range(1_000_000))
         said: Counter[str] = Counter()
@@ -131,7 +138,7 @@ class Doors:
             sampling: Sampling | None = None, history: Sequence[Turn] = (), label: str = "",
         ) -> list[Rollout]:
             seen = context.context if isinstance(context, Sample) else context
-            chosen = sampling or self.sampling
+            chosen = self._heated(sampling or self.sampling)
             call = next(calls)
             named = label or str(call)
             again = said[named]  # a label used twice must not draw the same answers twice

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
+from typing import Any, TypeGuard
 
 from selfloop.collect import drawing
 from selfloop.doors import is_async
+from selfloop.evaluate.forgetting import Suite
 from selfloop.evaluate.gate import Gate
 from selfloop.organize import judging
 from selfloop.roles import (
@@ -27,7 +29,7 @@ from selfloop.roles import (
     reads,
     source_hash,
 )
-from selfloop.types import digest
+from selfloop.types import Sample, digest
 
 ORGANIZER_OFFERED = ("groups", "state", "key", "answers", "rationales")
 NOT_IN_FINGERPRINT = frozenset({"iterations", "save_every", "max_errors"})
@@ -55,6 +57,16 @@ class Evaluation:
     """Also answer with the pictures taken out, to see what the text alone gives away."""
     draws: int = 0
     """Also draw so many answers at temperature 1, for pass@k and the vote."""
+    suites: tuple[Suite, ...] = ()
+    """What must not be forgotten: asked of the seed and of every candidate (forgetting.py)."""
+    rewarded: bool = True
+    """Also judge the dev answers by the loop's own verifier, to see reward and metric part."""
+
+    def __post_init__(self) -> None:
+        names = [suite.name for suite in self.suites]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise SelfloopError(f"two suites are called {twice!r}: give each a name of its own")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -179,6 +191,8 @@ def _described(value: object) -> object:
         return {"is": source_hash(value), **own}
     if isinstance(value, Mapping):
         return {str(k): _described(v) for k, v in value.items()}
+    if _questions(value):
+        return _listed(value)
     if isinstance(value, tuple | list):
         return [_described(v) for v in value]
     if isinstance(value, frozenset | set):
@@ -188,6 +202,15 @@ def _described(value: object) -> object:
     if value is None or isinstance(value, str | int | float | bool):
         return value
     return repr(value)
+
+
+def _questions(value: object) -> TypeGuard[tuple[Sample, ...]]:
+    return isinstance(value, tuple) and bool(value) and all(isinstance(v, Sample) for v in value)
+
+
+def _listed(samples: tuple[Sample, ...]) -> str:
+    """Questions that are an option of a loop, by their number and a hash of what they ask."""
+    return f"{len(samples)} samples #{digest([s.id for s in samples])}"
 
 
 def printed(value: object, indent: str = "") -> str:
@@ -200,8 +223,31 @@ def printed(value: object, indent: str = "") -> str:
         return f"{name}(\n" + ",\n".join(inner) + f"\n{indent})" if inner else f"{name}()"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{k!r}: {printed(v, deeper)}" for k, v in value.items()) + "}"
+    if _questions(value):
+        return _listed(value)
     if isinstance(value, tuple | list):
         return "(" + ", ".join(printed(v, deeper) for v in value) + ")"
     if callable(value):
         return name_of(value)
     return repr(value)
+
+
+# -- two described loops ------------------------------------------------------------------------
+
+def only_verifier_mended(found: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether nothing differs but the verifier (and the metric, which is often the same)."""
+    def bare(loop: Mapping[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in loop.items() if k not in ("verifier", "evaluation")}
+
+    return found["fingerprint"] != now["fingerprint"] \
+        and all(found[k] == now[k] for k in ("data", "dev", "engines")) \
+        and bare(found["loop"]) == bare(now["loop"])
+
+
+def differences(then: Any, now: Any, at: str = "") -> list[str]:
+    """The options in which two described loops differ, by their dotted names."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        keys = sorted(then.keys() | now.keys())
+        return [d for k in keys for d in differences(then.get(k), now.get(k),
+                                                      f"{at}.{k}" if at else k)]
+    return [] if then == now else [f"{at} was {then}, is {now}"[:160]]

@@ -17,13 +17,15 @@ import selfloop
 from selfloop import machines, stepping
 from selfloop.data import save
 from selfloop.doors import engine_for
-from selfloop.evaluate.answering import evaluate
-from selfloop.evaluate.answers import Answer, accuracy, read, write
-from selfloop.loop import Loop
+from selfloop.evaluate import deciding, hiding
+from selfloop.evaluate.acting import in_words
+from selfloop.evaluate.answers import Answer, read, write
+from selfloop.loop import Loop, differences, only_verifier_mended
 from selfloop.pictures import Library
 from selfloop.roles import Engine, SelfloopError
 from selfloop.store import RunFolder, mend_log, put_folder, put_json
 from selfloop.types import Decision, Iteration, Sample, digest
+from selfloop.words import Adjustment
 
 Watch = Callable[[str, Mapping[str, Any]], None]
 """Called with (event, facts) as the run goes: progress bars, sinks, tests."""
@@ -45,14 +47,15 @@ class Run:
 
     def go(self) -> list[Iteration]:
         """All iterations, those already on disk included."""
-        with self.folder.alone():
+        with self.folder.alone(), hiding.closed():
             return self._go()
 
     def _go(self) -> list[Iteration]:
         self._open()
         started = time.monotonic()
         done = self.folder.iterations()
-        while len(done) < self.loop.iterations:
+        while len(done) < self.loop.iterations and not (done and done[-1].adjustment.stop):
+            self._must_be_sealed()
             index = len(done)
             version = self._position(index, done)
             learned: list[dict[str, Any]] = []
@@ -61,11 +64,12 @@ class Run:
                     continue
                 if self.budget is not None and time.monotonic() - started > self.budget:
                     self.tell("stopped", why=f"the budget of {self.budget:g} s is spent",
-                              step=step, iterations=len(done))
+                              step=step, iterations=len(done), resumable=True)
                     return done
                 learned.append(self._step(step))
             done.append(self._end(index, done))
-        self.tell("finished", iterations=len(done), best=done[-1].best)
+        stop = {"why": done[-1].adjustment.stop} if done[-1].adjustment.stop else {}
+        self.tell("finished", iterations=len(done), best=done[-1].best, **stop)
         return done
 
     # -- opening ----------------------------------------------------------------------------
@@ -85,10 +89,9 @@ class Run:
         found = self.folder.json("loop.json")
         if found is None:
             put_json(self.folder.path / "loop.json", about)
-        elif _only_verifier_mended(found, described) and self.folder.manifest(0) is None:
+        elif only_verifier_mended(found, described) and self.folder.manifest(0) is None:
             # nothing was judged yet: the stored rollouts wait for the mended verifier
-            if found["loop"]["evaluation"] != described["loop"]["evaluation"]:
-                (self.folder.iteration("seed") / "answers.parquet").unlink(missing_ok=True)
+            (self.folder.iteration("seed") / "answers.parquet").unlink(missing_ok=True)
             put_json(self.folder.path / "loop.json", about)
             self.tell("verifier replaced")
         else:
@@ -129,6 +132,13 @@ class Run:
             raise SelfloopError(
                 f"loop {self.loop.name!r} has a gate but no dev samples: give dev=, or gate=None "
                 "to train without deciding")
+
+    def _must_be_sealed(self) -> None:
+        """Whoever has seen the test questions may not learn on: that would be choosing by them."""
+        if any(e["event"] == "unsealed" for e in self.folder.events()):
+            raise SelfloopError(
+                f"{self.folder.path} has ended and its test questions have been opened: learning "
+                "on would be choosing by the test split; start a run of another name")
 
     def _distinct(self) -> list[Engine]:
         return list({id(e): e for e in self.engines.values()}.values())
@@ -177,6 +187,7 @@ class Run:
         if self.folder.manifest(step) is None:
             began = time.monotonic()
             manifest = stepping.gather(self, step)
+            hiding.check()
             self.tell("gathered", step=step, seconds=time.monotonic() - began,
                       counts=manifest["counts"], monitors=manifest["monitors"])
         began = time.monotonic()
@@ -195,10 +206,10 @@ class Run:
             for name, engine in self._named():
                 engine.load_state(self.folder.checkpoint(0) / name)
             began = time.monotonic()
-            answers = evaluate(self.loop, self.dev, self.engines, 0)
+            answers = deciding.ask(self, 0)
             write(path, answers)
             self.tell("evaluated", version=0, seconds=time.monotonic() - began,
-                      **_dev_figures(answers))
+                      **deciding.dev_figures(answers))
         return read(path)
 
     def _end(self, index: int, done: Sequence[Iteration]) -> Iteration:
@@ -208,11 +219,15 @@ class Run:
         answers: list[Answer] = []
         began = time.monotonic()
         if self.dev and self.loop.evaluation is not None:
-            answers = evaluate(self.loop, self.dev, self.engines, version)
+            answers = deciding.ask(self, version)
             write(folder / "answers.parquet", answers)
         took = time.monotonic() - began
-        decision = self._decide(index, best, answers)
-        iteration = stepping.summary(self, index, decision, best, _dev_figures(answers))
+        hiding.check()
+        decision = deciding.decide(self, index, best, answers)
+        adjustment, taken = self._act(decision, done)
+        decision = decision.model_copy(update={"actions": in_words(taken)})
+        iteration = stepping.summary(self, index, decision, best, deciding.dev_figures(answers),
+                                     adjustment)
         if decision.action == "promote":
             def best_of(aside: Path) -> None:
                 for name, engine in self._named():
@@ -221,17 +236,18 @@ class Run:
             put_folder(self.folder.path / "best", best_of)
         put_json(folder / "iteration.json", iteration.model_dump(mode="json"))
         self.tell("decided", iteration=index, action=decision.action, why=decision.why,
-                  seconds=took, **_dev_figures(answers))
+                  seconds=took, **deciding.dev_figures(answers))
+        for facts in taken:
+            self.tell("acted", iteration=index, **facts)
         self._forget(iteration)
         return iteration
 
-    def _decide(self, index: int, best: int, answers: Sequence[Answer]) -> Decision:
+    def _act(self, decision: Decision, done: Sequence[Iteration]
+             ) -> tuple[Adjustment, list[dict[str, Any]]]:
+        """What the decision changes from here on, and every action's facts."""
         if self.loop.gate is None:
-            return Decision(action="hold", why="no gate: trained without deciding")
-        before_path = self.folder.iteration("seed") if not best else self.folder.iteration(
-            best // self.loop.steps - 1)
-        before = read(before_path / "answers.parquet")
-        return stepping.decide(self, index, answers, before)
+            return Adjustment(), []
+        return self.loop.gate.acting(decision, done)
 
     def _forget(self, iteration: Iteration) -> None:
         """Drop checkpoints that nothing can start from any more."""
@@ -243,22 +259,6 @@ class Run:
                 shutil.rmtree(self.folder.checkpoint(version))
 
 
-def _dev_figures(answers: Sequence[Answer]) -> dict[str, float]:
-    arms = dict.fromkeys(a.arm for a in answers)
-    shares = {arm: accuracy([a for a in answers if a.arm == arm]) for arm in arms}
-    return {arm: share for arm, share in shares.items() if share == share}
-
-
-def _only_verifier_mended(found: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Whether nothing differs but the verifier (and the metric, which is often the same)."""
-    def bare(loop: Mapping[str, Any]) -> dict[str, Any]:
-        return {k: v for k, v in loop.items() if k not in ("verifier", "evaluation")}
-
-    return found["fingerprint"] != now["fingerprint"] \
-        and all(found[k] == now[k] for k in ("data", "dev", "engines")) \
-        and bare(found["loop"]) == bare(now["loop"])
-
-
 def _same(found: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
     """Refuse to mix two different runs in one folder, naming what differs."""
     for what in ("data", "dev", "engines"):
@@ -268,18 +268,9 @@ def _same(found: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
                 "give the run another name, or restore them to resume")
     if found["fingerprint"] != now["fingerprint"]:
         then, new = found["loop"], now["loop"]
-        changes = "; ".join(_differences(then, new)) or "its code"
+        changes = "; ".join(differences(then, new)) or "its code"
         raise SelfloopError(f"{path} was started with another loop ({changes}): give the run "
                             "another name, or restore it to resume")
-
-
-def _differences(then: Any, now: Any, at: str = "") -> list[str]:
-    """The options in which two described loops differ, by their dotted names."""
-    if isinstance(then, dict) and isinstance(now, dict):
-        keys = sorted(then.keys() | now.keys())
-        return [d for k in keys for d in _differences(then.get(k), now.get(k),
-                                                      f"{at}.{k}" if at else k)]
-    return [] if then == now else [f"{at} was {then}, is {now}"[:160]]
 
 
 def run(loop: Loop, samples: Sequence[Sample], engines: Mapping[str, Engine] | Engine,

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from selfloop import keys, learning
 from selfloop.collect.drawing import draw
 from selfloop.doors import Doors, engine_for
-from selfloop.evaluate.answers import Answer
-from selfloop.evaluate.monitors import monitors, of_answers
+from selfloop.evaluate.monitors import monitors
 from selfloop.organize.judging import judge
-from selfloop.roles import SelfloopError, call_by_name, name_of, reads
+from selfloop.roles import Optim, SelfloopError, call_by_name, name_of, reads
 from selfloop.store import put_json
 from selfloop.types import AnySignal, Decision, Group, Iteration, Sample, digest
+from selfloop.words import Adjustment
 
 if TYPE_CHECKING:
     from selfloop.running import Run
@@ -57,6 +58,12 @@ def _after(run: Run, step: int) -> int:
     return done[-1].continue_from if first else step
 
 
+def _adjustment(run: Run) -> Adjustment:
+    """What the gate's actions have changed so far: all of it is in the last iteration."""
+    done = run.folder.iterations()
+    return done[-1].adjustment if done else Adjustment()
+
+
 def _none(groups: Sequence[Group]) -> int:
     return 0
 
@@ -83,14 +90,15 @@ def _shard(run: Run, step: int, wave: int, samples: Sequence[Sample],
     version = max(0, step - loop.max_staleness)
     scope = f"{loop.seed}/{step}.{wave}"
     described = loop.described()
+    heat = _adjustment(run).temperature
     drawing = digest([described["sampler"], scope, version, [s.id for s in samples],
-                      dict(guidance)])
+                      dict(guidance), *([heat] if heat != 1 else [])])
     planned = digest([drawing, described["verifier"]])
     shards.append([drawing, planned])
     doors = Doors(run.engines, version, scope)
     groups = run.folder.rollouts(step, shard, drawing)
     if groups is None:
-        groups = draw(loop.sampler, samples, doors, guidance)
+        groups = draw(loop.sampler, samples, replace(doors, heat=heat), guidance)
         run.folder.put_rollouts(step, shard, drawing, groups)
     stored = run.folder.judged(step, shard, planned, groups)
     if stored is not None and not _too_many(run, stored[1]["errors"], stored[1]["rollouts"]):
@@ -193,6 +201,7 @@ def _tokens(groups: Sequence[Group]) -> dict[str, int]:
 def optimize(run: Run, step: int) -> dict[str, Any]:
     """Learn every role's stored signals, then publish the new version."""
     learned: dict[str, Any] = {}
+    adjustment = _adjustment(run)
     for role, how in run.loop.learn.items():
         signals: list[AnySignal] = run.folder.signals(step, role)
         engine = engine_for(run.engines, role)
@@ -201,7 +210,8 @@ def optimize(run: Run, step: int) -> dict[str, Any]:
             if run.watch is not None:
                 run.watch("update", {"step": step, "role": role, "done": done, "of": of})
 
-        learned[role] = learning.learn(engine, signals, how.loss, how.optim,
+        learned[role] = learning.learn(engine, signals, how.loss,
+                                       adjusted(how.optim, adjustment),
                                        f"{run.loop.seed}/{step}/learn/{role}", progress)
     for _, engine in run._named():
         engine.publish(step + 1, run.loop.max_staleness)
@@ -209,18 +219,16 @@ def optimize(run: Run, step: int) -> dict[str, Any]:
     return learned
 
 
+def adjusted(optim: Optim, adjustment: Adjustment) -> Optim:
+    """How a role learns now: the loop's options under the gate's adjustment."""
+    return replace(optim, lr=optim.lr * adjustment.lr,
+                   reference="previous" if adjustment.refresh else optim.reference)
+
+
 # -- the end of an iteration --------------------------------------------------------------------
 
-def decide(run: Run, index: int, answers: Sequence[Answer], before: Sequence[Answer]) -> Decision:
-    """Put the dev answers of now and of the last promoted version before the gate."""
-    assert run.loop.gate is not None
-    return run.loop.gate(
-        [a for a in answers if a.arm == "greedy"], [a for a in before if a.arm == "greedy"],
-        index, of_answers(answers), of_answers(before))
-
-
-def summary(run: Run, index: int, decision: Decision, best: int, dev: dict[str, float]
-            ) -> Iteration:
+def summary(run: Run, index: int, decision: Decision, best: int, dev: dict[str, float],
+            adjustment: Adjustment) -> Iteration:
     """The iteration's record, from what its steps left on disk."""
     steps = run.loop.steps
     version = (index + 1) * steps
@@ -244,5 +252,5 @@ def summary(run: Run, index: int, decision: Decision, best: int, dev: dict[str, 
         labels_full=len(full), labels_answer_only=len(answers), tokens=tokens,
         flops=engine.flops(tokens["read"] + tokens["drawn"], 0)
         + engine.flops(tokens["learn_scored"], tokens["learn_read"]),
-        decision=decision,
+        decision=decision, adjustment=adjustment,
     )

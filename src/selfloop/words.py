@@ -145,6 +145,24 @@ class Context(Word):
         return Context(prompt=prompt)
 
 
+class Adjustment(Word):
+    """How what comes next differs from what the loop says: made by the gate's actions.
+
+    Stored with the iteration that decided it and added up over the run, so that a resumed run
+    finds all of it in the last iteration.
+    """
+
+    lr: float = Field(default=1.0, gt=0.0)
+    """Factor on every role's learning rate."""
+    temperature: float = Field(default=1.0, gt=0.0)
+    """Factor on the temperature of every draw of stage 1; greedy draws stay greedy."""
+    refresh: bool = False
+    """Whether reference log-probs are those at the start of a step, also where the loop says
+    the seed's."""
+    stop: str = ""
+    """Why the run ends here; empty = it goes on."""
+
+
 class Decision(Word):
     """What the gate did, in figures and in words."""
 
@@ -155,6 +173,9 @@ class Decision(Word):
     p_value: float | None = None
     alpha_spent: float = 0.0
     guards: tuple[str, ...] = ()
+    """Guards that fired, by name."""
+    actions: tuple[str, ...] = ()
+    """What was done because they fired, in words, beside holding or rolling back."""
 
 
 class Iteration(Word):
@@ -177,3 +198,5 @@ class Iteration(Word):
     tokens: dict[str, int] = Field(default_factory=dict)
     flops: float = 0.0
     decision: Decision
+    adjustment: Adjustment = Adjustment()
+    """How the next iteration differs from what the loop says."""
