@@ -163,3 +163,33 @@ def test_a_config_is_a_value() -> None:
     config = RunConfig.model_validate({
         "model": "m", "data": {"train": "t"}, "verifier": "exact"})
     assert config.method == "auto" and config.budget is None
+
+
+def test_the_gate_and_what_must_not_be_forgotten_are_set_in_the_file(tmp_path):
+    from clidata import with_splits
+
+    path = with_splits(tmp_path)
+    plain = build_loop(load_config(path))
+    assert plain.evaluation.suites == () and plain.gate.acting.patience is None
+    path.write_text(path.read_text() + """\
+gate: {alpha: 0.1, min_gain: 0.02, patience: 3}
+suites:
+  - {path: dev/dev.jsonl, verifier: exact, epsilon: 0.1}
+""")
+    loop = build_loop(load_config(path))
+    assert (loop.gate.alpha, loop.gate.min_gain, loop.gate.acting.patience) == (0.1, 0.02, 3)
+    assert [s.name for s in loop.evaluation.suites] == ["dev"]
+    assert loop.evaluation.suites[0].epsilon == 0.1 and len(loop.evaluation.suites[0].samples) == 8
+    shipped = build_loop(load_config(path, ["suites=default"]))
+    assert {s.name for s in shipped.evaluation.suites} == {"refusal", "over-refusal",
+                                                          "instructions"}
+    with pytest.raises(SelfloopError, match="gate"):
+        load_config(path, ["gate.alpha=2"])
+
+
+def test_other_models_are_asked_what_they_must_not_forget(tmp_path):
+    from clidata import quick_model, with_splits
+
+    loop = build_loop(load_config(with_splits(tmp_path, model=str(quick_model(tmp_path)))))
+    assert len(loop.evaluation.suites) == 3
+    assert build_loop(load_config(tmp_path / "run.yaml", ["suites=none"])).evaluation.suites == ()

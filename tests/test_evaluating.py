@@ -275,3 +275,13 @@ def test_paired_needs_the_same_sets(tmp_path, engine):
     sets = [given("digits", limit=6, folder=tmp_path / "data")]
     a = evaluate(engine, sets, Plan(no_image=False, max_new_tokens=8), tmp_path)
     assert paired(a, a, sets)[0].better == "not shown"
+
+
+def test_scenes_count_what_is_made_up(tmp_path):
+    """Captions, existence and the pull of the prior, exact by construction; splits of their own."""
+    sets = [given(name, limit=70, folder=tmp_path / "data") for name in ("scenes", "scenes-broken")]
+    scores = evaluate("scenes", sets, Plan(max_new_tokens=24), tmp_path / "out").scores
+    usual, broken = (scores[name].figures for name in ("scenes", "scenes-broken"))
+    assert {"chair_i", "recall", "pope", "pope_f1", "yes_rate", "misled"} <= set(broken)
+    assert 0 < usual["chair_i"].value < broken["chair_i"].value < 1
+    assert broken["misled"].n > 0 and usual["pope"].value > 0.5

@@ -11,7 +11,16 @@ import typer
 from typer.core import TyperGroup
 
 import selfloop
-from selfloop.commands import after, before, evaluating, proving, running, serving, start
+from selfloop.commands import (
+    after,
+    before,
+    evaluating,
+    proving,
+    running,
+    serving,
+    start,
+    studying,
+)
 from selfloop.commands.output import AsJson, one_line, put_json, say, tell
 
 WELCOME = """\
@@ -26,7 +35,7 @@ Your first half hour, on your own pictures:
 
 Before:  selfloop demo (the whole loop, no download)   selfloop doctor [MODEL]
 Beside:  selfloop check    selfloop prove    selfloop export RUN    selfloop report RUN
-         selfloop eval MODEL [OTHER] --on SET                      selfloop serve MODEL
+         selfloop eval MODEL [OTHER] --on SET    selfloop serve MODEL    selfloop study labels
 `selfloop COMMAND --help` says more.
 """
 
@@ -91,3 +100,4 @@ for command in (start.demo, start.doctor, start.init, before.probe, before.plan,
                 running.run, proving.prove, after.show, after.export, after.report, serving.serve):
     main.command()(command)
 main.command("eval")(evaluating.evaluate)
+main.add_typer(studying.study, name="study")

@@ -54,6 +54,26 @@ class DataConfig(_Part):
     """Never read by probe, plan or run; `selfloop check` compares its pictures with the others."""
 
 
+class GateConfig(_Part):
+    """When a model is promoted, and when the run has tried often enough."""
+
+    alpha: float = Field(0.05, gt=0, lt=0.5)
+    min_gain: float = Field(0.0, ge=0, lt=1)
+    """Least gain on dev, as a fraction: 0.02 is two points."""
+    strikes: int | None = Field(2, ge=1)
+    """Looks with a fired guard or shown harm since the last promotion before the run stops."""
+    patience: int | None = Field(None, ge=1)
+    """Looks in a row without a promotion before the run stops."""
+
+
+class SuiteConfig(_Part):
+    """Questions that must not get worse: refusals, instructions, an old task."""
+
+    path: Path
+    verifier: str
+    epsilon: float = Field(0.05, ge=0, lt=1)
+
+
 class RunConfig(_Part):
     """One run.yaml. Paths are absolute once loaded."""
 
@@ -87,6 +107,10 @@ class RunConfig(_Part):
     seed: int = 0
     budget: float | None = Field(None, gt=0)
     """Seconds; written as 90, "10m", "2h" or "1h30m"."""
+    gate: GateConfig = Field(default_factory=GateConfig)
+    suites: Literal["auto", "default", "none"] | tuple[SuiteConfig, ...] = "auto"
+    """What must not be forgotten: the shipped suites (auto: for any model but the embedded one,
+    which knows no English), none, or one's own."""
     network: Literal["none"] | tuple[str, ...] = "none"
     """Hosts that the run may reach: a remote judge's, a tracker's. Enforced; see egress.py."""
     out: Path | None = None
@@ -211,9 +235,11 @@ def _absolute(config: RunConfig, home: Path) -> RunConfig:
     if model != "embedded" and (model.startswith((".", "~")) or (home / model).is_dir()):
         model = str((home / Path(model).expanduser()).resolve())
     out = config.out if config.out is None else home / config.out.expanduser()
+    suites = config.suites if isinstance(config.suites, str) else tuple(
+        s.model_copy(update={"path": home / s.path.expanduser()}) for s in config.suites)
     kept = config.features_folder and home / config.features_folder.expanduser()
     return config.model_copy(update={"data": data, "model": model, "out": out,
-                                     "features_folder": kept})
+                                     "features_folder": kept, "suites": suites})
 
 
 # -- building -----------------------------------------------------------------------------------

@@ -28,8 +28,8 @@ from selfloop.roles import Engine, SelfloopError, as_verdict, call_by_name, name
 from selfloop.store import put_json
 from selfloop.types import Rollout, Sample, Turn, Verdict
 
-SETS = ("digits", "scenes")
-"""The testbeds, which need no files."""
+SETS = ("digits", "scenes", "scenes-broken", "scenes-shifted")
+"""The testbeds, which need no files; scenes with its usual colours broken, or another domain."""
 
 
 @dataclass(frozen=True)
@@ -108,14 +108,19 @@ def _by_rule(rule: Callable[..., Any], text: str, sample: Sample) -> Verdict:
 def _testbed(name: str, folder: Path, limit: int | None) -> Given:
     from importlib import import_module
 
-    bed = import_module(f"selfloop.testbeds.{name}")
-    path = folder / name / "test.jsonl"
+    bed_name, _, split = name.partition("-")
+    bed = import_module(f"selfloop.testbeds.{bed_name}")
+    path = folder / name / f"{split or 'test'}.jsonl"
     if not path.exists():
-        bed.write(path.parent, "test", 1192, 1)
+        bed.write(path.parent, split or "test", 1192, 1)
     found = load(path, limit=limit)
-    benchmark = own_questions(name, list(found), "selfloop.organize.verify.rules:exact")
-    return Given(name, replace(benchmark, source=f"selfloop.testbeds.{name}, test split"),
-                 {s.id: s for s in found})
+    made = own_questions(name, list(found), "selfloop.organize.verify.rules:exact")
+    made = replace(made, source=f"selfloop.testbeds.{bed_name}, {split or 'test'} split")
+    if bed_name == "scenes":
+        from selfloop.evaluate.testbed_figures import count
+
+        made = replace(made, count=count)
+    return Given(name, made, {s.id: s for s in found})
 
 
 # -- models ------------------------------------------------------------------------------------

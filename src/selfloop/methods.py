@@ -6,6 +6,7 @@ import difflib
 import inspect
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter, ValidationError
 
 from selfloop.answer_types import RULES
+from selfloop.evaluate.forgetting import Suite, default_suites, load_suite
 from selfloop.roles import SelfloopError, component_named, reads
 
 if TYPE_CHECKING:
@@ -116,9 +118,30 @@ def build_loop(config: RunConfig) -> Loop:
         given["verifier"], options = _without_labels(options, config.home)
     named = {name: value for name, value in given.items() if name in takes or anything}
     try:
-        return recipe(**named, **options)
+        made = recipe(**named, **options)
     except (TypeError, ValueError) as error:
         raise SelfloopError(f"options of {config.method}: {error}") from error
+    return _decided(made, config)
+
+
+def _decided(loop: Loop, config: RunConfig) -> Loop:
+    """The loop with what run.yaml says of its gate and of what must not be forgotten."""
+    if loop.evaluation is not None and (suites := _suites(config)):
+        loop = replace(loop, evaluation=replace(loop.evaluation, suites=suites))
+    if loop.gate is None:
+        return loop
+    own = config.gate.model_dump()
+    acting = replace(loop.gate.acting, **{n: own.pop(n) for n in ("strikes", "patience")})
+    return replace(loop, gate=replace(loop.gate, acting=acting, **own))
+
+
+def _suites(config: RunConfig) -> tuple[Suite, ...]:
+    if isinstance(config.suites, tuple):
+        return tuple(load_suite(s.path, verifier_named(s.verifier, config.home), s.epsilon)
+                     for s in config.suites)
+    wanted = config.suites == "default" or (
+        config.suites == "auto" and config.model != "embedded")
+    return default_suites() if wanted else ()
 
 
 def _typed(name: str, value: Any, valid: dict[str, inspect.Parameter]) -> Any:

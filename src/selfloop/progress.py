@@ -134,6 +134,10 @@ class Shown:
                  f"({time_of(took)}, {rate:.1f} problems/s)")
         self._next_stage()
 
+    def _on_acted(self, facts: Mapping[str, Any]) -> None:
+        if facts["action"] not in ("Hold", "RollBack"):  # the decision has said so
+            self.say(f"action: {facts['action']}: {facts['why']}")
+
     def _on_update(self, facts: Mapping[str, Any]) -> None:
         role = "" if facts["role"] == "solver" else f" {facts['role']}"
         self._moves(f"step {facts['step'] + 1} of {self._steps}: learn{role}", facts["done"],
@@ -168,6 +172,8 @@ class Shown:
         took = time_of(self.clock() - self.began)
         best = f"best is version {facts['best']}" if facts["best"] else "nothing was promoted"
         self.say(f"finished {facts['iterations']} iterations in {took}: {best}")
+        if facts.get("why"):
+            self.say(f"stopped early: {facts['why']}")
 
 
 def _figures(facts: Mapping[str, Any]) -> str:

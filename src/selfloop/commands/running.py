@@ -28,7 +28,9 @@ def run(
 ) -> None:
     """Run the loop (or go on with it): live progress, and every decision in words."""
     from selfloop.config import build_engine, build_loop, load_config, load_data
+    from selfloop.data import load as load_samples
     from selfloop.egress import only
+    from selfloop.evaluate.sealed import Sealed
     from selfloop.progress import Shown
     from selfloop.roles import SelfloopError
     from selfloop.running import run as go
@@ -42,6 +44,8 @@ def run(
     if loop.gate is not None and not data.dev:
         raise SelfloopError(f"{path}: data.dev is missing, but the gate decides on it: give one, "
                             "or make the splits with `selfloop init`")
+    if config.data.test is not None and config.data.test.exists():
+        Sealed(config.data.test, load_samples)  # no component of the run can read it
     watches = [_sink(s, config) for s in sink or ()]
     tell(f"loading {config.model}")
     engine = build_engine(config)

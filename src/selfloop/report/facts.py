@@ -89,7 +89,7 @@ class Findings:
         last = next((e for e in reversed(self.events)
                      if e["event"] in ("finished", "stopped", "opened")), None)
         if last is None or last["event"] == "finished":
-            return None if last else "it has no event log"
+            return last.get("why") if last else "it has no event log"
         if last["event"] == "stopped":
             return str(last.get("why", "it was stopped"))
         return "it was interrupted, or is still running"

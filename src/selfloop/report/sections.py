@@ -169,7 +169,8 @@ def decisions(found: Findings) -> list[dict[str, Any]]:
             "gain": points(d.gain) if d.gain is not None else "–",
             "p": "–" if d.p_value is None else "<0.0001" if d.p_value < 1e-4
             else f"{d.p_value:.2g}",
-            "spent": f"{d.alpha_spent:.3g}", "guards": ", ".join(d.guards), "best": i.best,
+            "spent": f"{d.alpha_spent:.3g}", "best": i.best,
+            "guards": ", ".join(d.guards) + (f" ({', '.join(d.actions)})" if d.actions else ""),
         })
     return rows
 
