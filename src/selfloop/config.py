@@ -107,7 +107,7 @@ class RunConfig(_Part):
     seed: int = 0
     budget: float | None = Field(None, gt=0)
     """Seconds; written as 90, "10m", "2h" or "1h30m"."""
-    gate: GateConfig = Field(default_factory=GateConfig)
+    gate: GateConfig = Field(default_factory=lambda: GateConfig.model_validate({}))
     suites: Literal["auto", "default", "none"] | tuple[SuiteConfig, ...] = "auto"
     """What must not be forgotten: the shipped suites (auto: for any model but the embedded one,
     which knows no English), none, or one's own."""

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from selfloop.answer_types import RULES
 from selfloop.evaluate.forgetting import Suite, default_suites, load_suite
+from selfloop.evaluate.gate import Gate
 from selfloop.roles import SelfloopError, component_named, reads
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def _decided(loop: Loop, config: RunConfig) -> Loop:
     """The loop with what run.yaml says of its gate and of what must not be forgotten."""
     if loop.evaluation is not None and (suites := _suites(config)):
         loop = replace(loop, evaluation=replace(loop.evaluation, suites=suites))
-    if loop.gate is None:
+    if not isinstance(loop.gate, Gate):  # none, or one of the recipe's own
         return loop
     own = config.gate.model_dump()
     acting = replace(loop.gate.acting, **{n: own.pop(n) for n in ("strikes", "patience")})

@@ -245,9 +245,11 @@ class Run:
     def _act(self, decision: Decision, done: Sequence[Iteration]
              ) -> tuple[Adjustment, list[dict[str, Any]]]:
         """What the decision changes from here on, and every action's facts."""
-        if self.loop.gate is None:
+        acting = getattr(self.loop.gate, "acting", None)  # a gate of one's own may have none
+        if acting is None:
             return Adjustment(), []
-        return self.loop.gate.acting(decision, done)
+        found: tuple[Adjustment, list[dict[str, Any]]] = acting(decision, done)
+        return found
 
     def _forget(self, iteration: Iteration) -> None:
         """Drop checkpoints that nothing can start from any more."""

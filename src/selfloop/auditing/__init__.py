@@ -1,0 +1,1 @@
+"""Attacking a verifier, and calibrating it, before it may gate training."""

@@ -1,0 +1,186 @@
+"""The negative factory: answers that are worse on purpose, each by a named cause.
+
+`Negatives` draws good answers and, for every cause, bad ones to set against them. That a negative
+is really worse, no longer than the good ones, and worse because of the picture is not taken on
+trust: `audit` counts it from the judged groups. Every cause has a severity in [0, 1] (0 changes
+nothing) and depends on nothing but its key.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import fmean
+from typing import ClassVar
+
+from selfloop.collect.conditioning import noted, put_under, wholly_own
+from selfloop.collect.swapped_pictures import Pool, any_other, near_other, reordered
+from selfloop.collect.text_negatives import SWAPS, checked, eliciting, injecting, swapped, truncated
+from selfloop.corruptions import OPERATIONS
+from selfloop.roles import Generate, Sampling, SelfloopError
+from selfloop.types import Context, Group, Media, Rollout, Sample
+
+WORSE_SEEN: dict[str, str] = {
+    "diffusion": "diffusion", "gaussian": "noise", "lowres": "lowres", "jitter": "jitter",
+    "crop": "crop", "mask": "mask", "blur": "blur", "pixelate": "pixelate", "rotate": "rotate",
+    "blank": "blank",
+}
+"""Causes that make the pictures worse -> their operation in `corruptions`."""
+EXCHANGED = ("swapped", "near", "shuffle")
+"""Causes that show other pictures, or the same in another order."""
+REWRITTEN = (*SWAPS, "truncated")
+"""Causes that rewrite a good answer by rule."""
+NEGATIVES = (*WORSE_SEEN, *EXCHANGED, "eliciting", *REWRITTEN, "injected")
+"""Every cause by name."""
+BLIND = "no picture"
+"""The mark of the answers drawn without pictures, which only `audit` reads."""
+
+
+def worse_media(media: tuple[Media, ...], cause: str, severity: float, key: str,
+                pool: Pool | None = None) -> tuple[Media, ...]:
+    """The pictures as an image-side cause shows them: one of `WORSE_SEEN` or `EXCHANGED`.
+
+    Raises SelfloopError for another name, a severity outside [0, 1], and for `swapped` and `near`
+    without a pool.
+    """
+    if checked(severity) == 0:
+        return media
+    if cause in WORSE_SEEN:
+        name = WORSE_SEEN[cause]
+        assert name in OPERATIONS
+        return tuple(m.with_op(name, severity, f"{key}/{i}") for i, m in enumerate(media))
+    if cause == "shuffle":
+        return reordered(media, severity, key)
+    if cause not in EXCHANGED:
+        raise SelfloopError(f"no image negative {cause!r}; there are: "
+                            f"{', '.join((*WORSE_SEEN, *EXCHANGED))}")
+    if pool is None:
+        raise SelfloopError(f"the negative {cause!r} needs pool=: pool_of(media, library)")
+    return (any_other(media, pool, severity, key) if cause == "swapped"
+            else near_other(media, pool, severity))
+
+
+def worse_text(text: str, cause: str, severity: float, key: str) -> str:
+    """The text as a cause of `REWRITTEN` makes it. Raises SelfloopError for another name."""
+    if cause == "truncated":
+        return truncated(text, severity)
+    return swapped(text, cause, severity, key)
+
+
+@dataclass(frozen=True)
+class Negatives:
+    """`n` good answers to each problem and, for every cause, one bad answer to each good one.
+
+    Bad answers have `sampling["negative"]` (the cause), `"severity"` and, when rewritten from a
+    good answer, `"of"`, its id. All are put under the plain context, where preference losses
+    compare them. `blind` draws as many answers without pictures, for `audit` alone: take them
+    out before signals are made (`without_blind`, an organizer step). A cause that cannot change
+    anything (no pictures, nothing named in the text) gives no answer.
+    """
+
+    causes: tuple[str, ...] = ("diffusion", "eliciting", "entity")
+    severity: float = 0.5
+    n: int = 2
+    pool: Pool | None = None
+    blind: bool = False
+    temperature: float = 1.0
+    max_new_tokens: int = 128
+    asks: ClassVar[frozenset[str]] = frozenset({"forced_prefix"})
+
+    def __post_init__(self) -> None:
+        checked(self.severity)
+        unknown = [c for c in self.causes if c not in NEGATIVES]
+        if unknown:
+            raise SelfloopError(
+                f"no negative {unknown[0]!r}; there are: {', '.join(NEGATIVES)}")
+        if self.pool is None and {"swapped", "near"} & set(self.causes):
+            raise SelfloopError("the negatives 'swapped' and 'near' need pool=: "
+                                "pool_of(media, library)")
+
+    async def __call__(self, generate: Generate, sample: Sample, key: str) -> list[Rollout]:
+        """The good answers, then the bad ones cause by cause, then the blind ones."""
+        good = await generate(sample, n=self.n, sampling=self._sampling(), label="good")
+        found = list(good)
+        for cause in self.causes if self.severity else ():
+            if cause in REWRITTEN or cause == "injected":
+                drawn = await self._from_good(generate, sample, good, cause, key)
+            else:
+                drawn = await self._from_scratch(generate, sample, cause, key)
+            found += [noted(r, negative=cause, severity=self.severity) for r in drawn]
+        if self.blind:
+            drawn = await generate(sample.context.without_media(), n=self.n,
+                                   sampling=self._sampling(), label="blind")
+            found += [noted(r, negative=BLIND) for r in drawn]
+        return found
+
+    def _sampling(self, **more: str) -> Sampling:
+        return Sampling(temperature=self.temperature, max_new_tokens=self.max_new_tokens, **more)  # type: ignore[arg-type]
+
+    async def _from_scratch(self, generate: Generate, sample: Sample, cause: str, key: str
+                            ) -> list[Rollout]:
+        """New answers, drawn where the cause leads the model astray."""
+        if cause == "eliciting":
+            astray = eliciting(sample.context, self.severity, key)
+        elif not sample.media or (cause == "shuffle" and len(sample.media) < 2):
+            return []
+        else:
+            astray = sample.context.seen_as(worse_media(
+                sample.media, cause, self.severity, f"{key}/{cause}", self.pool))
+        if astray == sample.context:
+            return []
+        drawn = await generate(astray, n=self.n, sampling=self._sampling(), label=cause)
+        return [put_under(sample.context, r) for r in drawn]
+
+    async def _from_good(self, generate: Generate, sample: Sample, good: list[Rollout],
+                         cause: str, key: str) -> list[Rollout]:
+        """The good answers made worse, by rule or by the model itself."""
+        found: list[Rollout] = []
+        for i, one in enumerate(good):
+            label = f"{cause}{i}"
+            if cause == "injected":
+                asked = injecting(sample.context, one.text, self.severity)
+                (drawn,) = await generate(asked, sampling=self._sampling(), label=label)
+                made: Rollout | None = put_under(sample.context, drawn)
+            else:
+                text = worse_text(one.text, cause, self.severity, f"{key}/{i}")
+                made = None if text in (one.text, "") else await as_if_drawn(
+                    generate, sample, text, label)
+            if made is not None and made.text != one.text:
+                found.append(noted(made, of=one.id))
+        return found
+
+
+async def as_if_drawn(generate: Generate, sample: Sample, text: str, label: str) -> Rollout:
+    """A given text as an answer: forced, one token more drawn, and that kept only if it ends it.
+
+    All its tokens count as the model's, so that a preference loss can push them down; there are
+    no log-probs, since it was never drawn.
+    """
+    (forced,) = await generate(sample, label=label, sampling=Sampling(
+        temperature=0, max_new_tokens=1, prefix=text))
+    (turn,) = forced.turns
+    given = sum(1 for drawn in turn.mask if not drawn)
+    ended = turn.finish_reason == "stop"
+    kept = turn.model_copy(update={
+        "token_ids": turn.token_ids if ended else turn.token_ids[:given],
+        "loss_mask": turn.mask if ended else turn.mask[:given],
+        "logprobs": None, "finish_reason": "stop", "temperature": 1.0,
+    })
+    part = forced.output[0].model_copy(update={"text": text})
+    return wholly_own(forced.model_copy(update={"turns": (kept,), "output": (part,)}))
+
+
+def without_blind(groups: list[Group]) -> list[Group]:
+    """Organizer step: the groups without the answers that were drawn for `audit` alone."""
+    found = []
+    for group in groups:
+        keep = [r.sampling.get("negative") != BLIND for r in group.rollouts]
+        found.append(group.model_copy(update={
+            "rollouts": tuple(r for r, k in zip(group.rollouts, keep, strict=True) if k),
+            "verdicts": tuple(v for v, k in zip(group.verdicts, keep, strict=False) if k),
+        }))
+    return found
+
+
+def mean_error(a: list[float], b: list[float]) -> float:
+    """Mean of b - a: near 0 for a symmetric distortion, far from it where numbers wrapped."""
+    return fmean(y - x for x, y in zip(a, b, strict=True))

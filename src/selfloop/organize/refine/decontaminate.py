@@ -1,0 +1,176 @@
+"""Nothing that is evaluated on may be trained on (primitives F19): a stage that blocks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from selfloop.likeness import perceptual_hash
+from selfloop.organize.refine.duplicates import hashes_of
+from selfloop.organize.refine.near import BitIndex, shingles
+from selfloop.roles import SelfloopError
+from selfloop.types import Group, Media, Sample, digest
+
+SHOWN = 5
+"""Offending samples that an error names; the rest are counted."""
+
+
+@dataclass(frozen=True, repr=False)
+class EvaluationPrints:
+    """What evaluation sets are recognised by; no question and no picture can be read from it."""
+
+    samples: frozenset[str]
+    """Identities of the contexts (prompt and pictures)."""
+    pictures: frozenset[str]
+    """SHA-256 of the media's bytes."""
+    looks: frozenset[int]
+    """Perceptual hashes of the pictures."""
+    grams: frozenset[str]
+    """Hashes of the word n-grams of questions without pictures."""
+    n: int = 13
+    distance: int = 6
+    name: str = ""
+
+    def __repr__(self) -> str:
+        return (f"EvaluationPrints({self.name!r}: {len(self.samples)} questions, "
+                f"{len(self.pictures)} pictures, {self.fingerprint})")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A short hash of all of it."""
+        return digest(json.loads(self.to_json()))
+
+    @cached_property
+    def index(self) -> BitIndex:
+        """The perceptual hashes, to be asked for near ones."""
+        return BitIndex(sorted(self.looks), self.distance)
+
+    def to_json(self) -> str:
+        """One JSON document, equal for equal sets."""
+        sets = {k: sorted(getattr(self, k)) for k in ("samples", "pictures", "looks", "grams")}
+        return json.dumps({**sets, "n": self.n, "distance": self.distance, "name": self.name})
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> EvaluationPrints:
+        """The inverse of `to_json`. Raises SelfloopError for anything else."""
+        try:
+            found = json.loads(text)
+            sets = {k: frozenset(found.pop(k))
+                    for k in ("samples", "pictures", "looks", "grams")}
+            return cls(**sets, **found)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise SelfloopError(f"evaluation prints: {error}; write them again with "
+                                "prints_of(samples, open_picture).to_json()") from None
+
+
+def prints_of(samples: Iterable[Sample], open_picture: Callable[[Media], Any], *, n: int = 13,
+              distance: int = 6, name: str = "") -> EvaluationPrints:
+    """The prints of every evaluation sample; opens each picture once.
+
+    13-grams as in Brown et al. 2020 (arXiv 2005.14165, appendix C). Only questions without
+    pictures leave n-grams: with a picture, a question asked in the same words is no leak.
+    """
+    contexts: set[str] = set()
+    seen: set[str] = set()
+    looks: set[int] = set()
+    grams: set[str] = set()
+    for sample in samples:
+        contexts.add(sample.context.identity)
+        for medium in sample.media:
+            if medium.kind == "image" and medium.identity not in seen:
+                looks.add(perceptual_hash(open_picture(medium)))
+            seen |= {medium.identity, medium.sha256}
+        if not sample.media:
+            grams |= {digest(g) for g in shingles(sample.context.text, n)}
+    return EvaluationPrints(frozenset(contexts), frozenset(seen), frozenset(looks),
+                            frozenset(grams), n, distance, name)
+
+
+def leak(sample: Sample, looks: Sequence[int], prints: EvaluationPrints) -> str | None:
+    """How a sample is known from the evaluation, in words, or None.
+
+    `looks`: perceptual hashes of its pictures. Exact context, equal bytes, pictures within
+    `prints.distance` bits, or (without pictures) one shared n-gram.
+    """
+    if sample.context.identity in prints.samples:
+        return "the same question and pictures"
+    if any(m.sha256 in prints.pictures for m in sample.media):
+        return "the same picture"
+    if any(prints.index.near(look) for look in looks):
+        return "a picture that looks like one there"
+    if not sample.media and prints.grams:
+        for gram in sorted(shingles(sample.context.text, prints.n)):
+            if digest(gram) in prints.grams:
+                return f'the same words ("{gram[:60]}")'
+    return None
+
+
+def leaks(samples: Iterable[Sample], prints: EvaluationPrints,
+          open_picture: Callable[[Media], Any] | None = None) -> list[tuple[int, str]]:
+    """(index, how) of every training sample known from the evaluation: the check before a run.
+
+    Without `open_picture` look-alikes go unnoticed.
+    """
+    found = []
+    for index, sample in enumerate(samples):
+        looks = [perceptual_hash(open_picture(m)) for m in sample.media if m.kind == "image"] \
+            if open_picture is not None else []
+        how = leak(sample, looks, prints)
+        if how:
+            found.append((index, how))
+    return found
+
+
+@dataclass(frozen=True)
+class Decontaminated:
+    """Stop at groups that are known from an evaluation set, or drop and count them.
+
+    Raises SelfloopError naming the offending samples (`on_found="raise"`), or drops them and
+    counts all so far in the state under "contaminated". Groups with pictures need
+    `annotations["perceptual_hashes"]`, one a picture; without them look-alikes cannot be known
+    and the step raises, unless `exact_only`.
+    """
+
+    prints: EvaluationPrints
+    on_found: Literal["raise", "drop"] = "raise"
+    exact_only: bool = False
+
+    @classmethod
+    def against(cls, path: str | Path, **options: Any) -> Decontaminated:
+        """With the prints stored in a file."""
+        return cls(EvaluationPrints.from_json(Path(path).read_bytes()), **options)
+
+    def __call__(self, groups: Sequence[Group], state: Mapping[str, Any]
+                 ) -> tuple[list[Group], dict[str, Any]]:
+        """(clean groups, the state update)."""
+        kept: list[Group] = []
+        found: list[str] = []
+        for group in groups:
+            how = leak(group.sample, self._looks(group), self.prints)
+            if how is None:
+                kept.append(group)
+            else:
+                found.append(f"sample {group.sample.id} ({how})")
+        if found and self.on_found == "raise":
+            more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+            raise SelfloopError(
+                f"{len(found)} of {len(groups)} training samples are in the evaluation set"
+                f"{' ' + self.prints.name if self.prints.name else ''}: "
+                f"{'; '.join(found[:SHOWN])}{more}; take them out of the training data, or use "
+                'Decontaminated(on_found="drop")')
+        return kept, {"contaminated": int(state.get("contaminated", 0)) + len(found)}
+
+    def _looks(self, group: Group) -> list[int]:
+        looks = hashes_of(group)
+        pictures = [m for m in group.sample.media if m.kind == "image"]
+        if len(looks) < len(pictures) and not self.exact_only:
+            raise SelfloopError(
+                f"sample {group.sample.id} has {len(pictures)} pictures and {len(looks)} entries "
+                "in annotations['perceptual_hashes']: whether they look like an evaluation "
+                "picture is unknown; wrap the verifier in annotate.WithHashes, or use "
+                "Decontaminated(exact_only=True)")
+        return looks

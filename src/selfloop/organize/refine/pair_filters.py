@@ -1,0 +1,128 @@
+"""Filters over candidate pairs (primitives F1, F2, F6, F7, F15): candidates in, candidates out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from statistics import fmean
+
+from selfloop.organize.refine.degenerate import Degenerate
+from selfloop.organize.refine.pairs import Candidate
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+@dataclass(frozen=True)
+class Distinct:
+    """Drop pairs of equal texts, bare yes or no, and rejected texts contained in the chosen (F1).
+
+    SENA (released code; case and white space apart); SeVa (released code) drops equal texts only:
+    `Distinct(contained=False, bare=())`.
+    """
+
+    contained: bool = True
+    bare: tuple[str, ...] = ("yes", "no")
+    """Answers that teach nothing as either side."""
+
+    def __call__(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """The pairs that stay."""
+        return [c for c in candidates if self._differ(_plain(c.chosen.text),
+                                                      _plain(c.rejected.text))]
+
+    def _differ(self, chosen: str, rejected: str) -> bool:
+        if chosen == rejected or {chosen.rstrip("."), rejected.rstrip(".")} & set(self.bare):
+            return False
+        return not (self.contained and rejected in chosen)
+
+
+@dataclass(frozen=True)
+class Fluent:
+    """Drop pairs with a degenerate side (F2): a broken negative is too easy to tell apart."""
+
+    test: Degenerate = Degenerate()
+
+    def __call__(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """The pairs whose two texts are both whole."""
+        return [c for c in candidates if self.test.reason(c.chosen.text) is None
+                and self.test.reason(c.rejected.text) is None]
+
+
+@dataclass(frozen=True)
+class LengthBalance:
+    """Make chosen and rejected equally long on average (F6).
+
+    For tau in {0, .02, ..., .98} keep the pairs with (|y-| - |y+|) / |y-| <= tau; choose the tau
+    with the least |mean |y+| - mean |y-|| / mean |y-|. Equal texts are dropped first. A tie goes
+    to the greater tau, which keeps more. Lengths in drawn tokens, what a DPO loss sums over.
+    RLAIF-V (arXiv 2405.17220, released code): a score that counts errors favours short answers.
+    """
+
+    step: float = 0.02
+
+    def __call__(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """The pairs that the best tau keeps."""
+        pairs = [c for c in candidates if c.chosen.text != c.rejected.text and c.rejected.tokens]
+        best: tuple[float, list[Candidate]] = (float("inf"), [])
+        for i in range(round(0.98 / self.step) + 1):
+            kept = [c for c in pairs if _shorter(c) <= i * self.step + 1e-9]
+            if kept and (off := _imbalance(kept)) <= best[0]:
+                best = off, kept
+        return best[1]
+
+
+def _shorter(candidate: Candidate) -> float:
+    """By what share of the rejected the chosen is shorter; negative when it is longer."""
+    return 1 - candidate.chosen.tokens / candidate.rejected.tokens
+
+
+def _imbalance(pairs: Sequence[Candidate]) -> float:
+    chosen, rejected = (fmean(getattr(c, side).tokens for c in pairs)
+                        for side in ("chosen", "rejected"))
+    return abs(chosen - rejected) / rejected
+
+
+@dataclass(frozen=True)
+class SwapOrDrop:
+    """Swap when s(y-) > s(y+) + margin; drop when |s(y+) - s(y-)| < margin; else keep (F7).
+
+    For pairs made by construction (judge-free, arXiv 2411.17760): the scorer corrects the
+    construction. Exactly `margin` apart the wrong way round is dropped, too.
+    """
+
+    margin: float = 0.0
+
+    def __call__(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """The pairs that stay, some of them swapped; equal scores are dropped."""
+        kept: list[Candidate] = []
+        for candidate in candidates:
+            if candidate.gap > 0 and candidate.gap >= self.margin:
+                kept.append(candidate)
+            elif -candidate.gap > self.margin:
+                kept.append(candidate.swapped())
+        return kept
+
+
+@dataclass(frozen=True)
+class SimilarityWindow:
+    """Keep pairs whose texts are alike to a degree in [low, high] (F15).
+
+    Similarity = 2 M / T over words: M words in matching blocks, T words in both (Ratcliff and
+    Obershelp; `difflib`). Too alike teaches nothing, too far apart is told apart without looking.
+    The idea is BDHS's (arXiv 2407.02477); the window is yours to set.
+    """
+
+    low: float = 0.2
+    high: float = 0.95
+
+    def __call__(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """The pairs inside the window."""
+        return [c for c in candidates if self.low <= similarity(c.chosen.text, c.rejected.text)
+                <= self.high]
+
+
+def similarity(a: str, b: str) -> float:
+    """Likeness of two texts by their words, in [0, 1]; two empty texts are equal."""
+    return SequenceMatcher(None, _plain(a).split(), _plain(b).split(), autojunk=False).ratio()

@@ -1,0 +1,167 @@
+"""Which two answers of a group become a preference pair: propose candidates, then filter them.
+
+`Pairs(propose, filters)` is the maker. A proposer maps a group to candidates; a filter (see
+pair_filters.py) maps the candidates of all groups to those that stay, perhaps swapped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations, pairwise
+from typing import Any, ClassVar
+
+from selfloop import keys
+from selfloop.organize.signals import _HERE, _trained_on
+from selfloop.types import AnySignal, Group, Pair, Rollout
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Two answers to one problem, and what they scored."""
+
+    group: Group
+    chosen: Rollout
+    rejected: Rollout
+    chosen_score: float
+    rejected_score: float
+    why: str = ""
+
+    @property
+    def gap(self) -> float:
+        """Score of the chosen minus score of the rejected."""
+        return self.chosen_score - self.rejected_score
+
+    def swapped(self) -> Candidate:
+        """The other way round."""
+        return replace(self, chosen=self.rejected, rejected=self.chosen,
+                       chosen_score=self.rejected_score, rejected_score=self.chosen_score,
+                       why=f"{self.why}, swapped")
+
+
+Propose = Callable[[Group, str], list[Candidate]]
+PairFilter = Callable[[Sequence[Candidate]], list[Candidate]]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Preference pairs: `propose` per group, then every filter in turn, over all candidates.
+
+    Both answers are trained under the unchanged pictures; cut and failed rollouts take no part.
+    """
+
+    propose: Propose
+    filters: tuple[PairFilter, ...] = ()
+    makes: ClassVar[tuple[AnySignal, ...]] = (Pair(branches={"chosen": _HERE, "rejected": _HERE}),)
+
+    def __call__(self, groups: Sequence[Group], key: str) -> list[AnySignal]:
+        """One Pair a candidate that stays; its margin is the score gap."""
+        found = [c for g in groups for c in self.propose(g, f"{key}/{g.sample.id}")]
+        for keep in self.filters:
+            found = keep(found)
+        return [_pair(c) for c in found]
+
+
+def _pair(candidate: Candidate) -> Pair:
+    best, worst = candidate.chosen, candidate.rejected
+    return Pair(
+        branches={"chosen": _trained_on(best, False), "rejected": _trained_on(worst, False)},
+        sample=candidate.group.sample.id, rollouts=(best.id, worst.id), role=best.role,
+        margin=candidate.gap, why=f"{candidate.why}, score gap {candidate.gap:g}")
+
+
+def _judged(group: Group) -> list[tuple[Rollout, float]]:
+    return [(r, s) for r, s in group.scored() if r.finish_reason == "stop"]
+
+
+def _candidate(group: Group, a: Any, b: Any, why: str) -> Candidate:
+    (best, high), (worst, low) = (a, b) if a[1] >= b[1] else (b, a)
+    return Candidate(group, best, worst, high, low, why)
+
+
+@dataclass(frozen=True)
+class Margin:
+    """All pairs {(i, j): s_i - s_j >= gap}, at most `per_sample` of them, drawn by key (F3).
+
+    RLAIF-V (arXiv 2405.17220, released code): gap 1 over claim counts, 2 pairs a prompt.
+    `per_sample=0` keeps all.
+    """
+
+    gap: float = 1.0
+    per_sample: int = 2
+
+    def __call__(self, group: Group, key: str) -> list[Candidate]:
+        """Candidates of one group; equal scores never make one."""
+        found = [c for a, b in combinations(_judged(group), 2)
+                 if (c := _candidate(group, a, b, "margin")).gap >= self.gap and c.gap > 0]
+        order = keys.shuffled(len(found), key)
+        return [found[i] for i in sorted(order[:self.per_sample or None])]
+
+
+@dataclass(frozen=True)
+class BestVersusWorst:
+    """The highest against the lowest score, ties drawn by key (F4; CSR, arXiv 2405.14622)."""
+
+    gap: float = 0.0
+
+    def __call__(self, group: Group, key: str) -> list[Candidate]:
+        """One candidate, or none when the gap is 0 or below `gap`."""
+        judged = _judged(group)
+        mixed = [judged[i] for i in keys.shuffled(len(judged), key)]
+        if len(mixed) < 2:
+            return []
+        found = _candidate(group, max(mixed, key=_score), min(mixed, key=_score), "best, worst")
+        return [found] if found.gap > 0 and found.gap >= self.gap else []
+
+
+def _score(judged: tuple[Rollout, float]) -> float:
+    return judged[1]
+
+
+@dataclass(frozen=True)
+class Levels:
+    """One answer for each of the K distinct scores, and the K(K-1)/2 pairs among them (F5).
+
+    `adjacent` keeps only the K - 1 pairs of neighbouring levels. AMP (arXiv 2405.11165,
+    section 3). Which answer stands for a level is drawn by key.
+    """
+
+    adjacent: bool = False
+
+    def __call__(self, group: Group, key: str) -> list[Candidate]:
+        """Candidates of one group, from the best level down."""
+        judged = _judged(group)
+        levels: dict[float, Any] = {}
+        for i in keys.shuffled(len(judged), key):
+            levels.setdefault(judged[i][1], judged[i])
+        ranked = sorted(levels.values(), key=_score, reverse=True)
+        chosen = pairwise(ranked) if self.adjacent else combinations(ranked, 2)
+        return [_candidate(group, a, b, "levels") for a, b in chosen]
+
+
+@dataclass(frozen=True)
+class Constructed:
+    """Answers drawn under the unchanged picture are chosen, under a changed one rejected.
+
+    The construction says which is better, not the scores: SeVa, STIC, judge-free (V33). Add
+    `SwapOrDrop` to check it. The i-th of one kind meets the i-th of the other.
+    """
+
+    def __call__(self, group: Group, key: str) -> list[Candidate]:
+        """Candidates of one group; unjudged answers count as equal to their partner."""
+        verdicts = group.verdicts or (None,) * len(group.rollouts)
+        done = [(r, v.score if v else None) for r, v in zip(group.rollouts, verdicts, strict=True)
+                if r.finish_reason == "stop"]
+        plain = [one for one in done if not _changed(one[0])]
+        changed = [one for one in done if _changed(one[0])]
+        return [Candidate(group, a, b, *_known(s, t), why="by construction")
+                for (a, s), (b, t) in zip(plain, changed, strict=False)]
+
+
+def _changed(rollout: Rollout) -> bool:
+    return any(m.ops for m in rollout.context.media)
+
+
+def _known(a: float | None, b: float | None) -> tuple[float, float]:
+    """Both scores, or two zeros: half a comparison says nothing."""
+    return (a, b) if a is not None and b is not None else (0.0, 0.0)

@@ -1,0 +1,84 @@
+"""Selective sample replay: reinforcement never runs dry when most groups agree (primitives F10)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from selfloop import keys
+from selfloop.roles import Organized, Organizer, SelfloopError
+from selfloop.types import Advantage, AnySignal, Group
+
+
+@dataclass(frozen=True)
+class SelectiveReplay:
+    """Draw the step's advantages anew, by |A|, topped up from those of earlier steps.
+
+    Wraps an organizer that makes `Advantage` signals. With B = judged rollouts of the step and
+    `size` = B // 2 signals to be made:
+
+    1. from this step's signals with A != 0, draw with replacement, P(i) = |A_i|^alpha / sum, as
+       many as there are such signals, `size` at most;
+    2. the rest from the queue, P(j) proportional to |A_j|^alpha + 1e-4;
+    3. this step's signals with A != 0 join the queue, which holds the last `keep` (size, if 0).
+
+    A signal with A = 0 is never made. VL-Rethinker (arXiv 2504.08837, selective sample replay;
+    the constants are those of the released code). The queue is JSON in the state; a replayed
+    answer keeps the log-probs it was drawn with, so use a loss with importance ratios.
+    """
+
+    organizer: Organizer
+    alpha: float = 1.0
+    size: int = 0
+    """Signals a step; 0 = half of the judged rollouts."""
+    keep: int = 0
+
+    @property
+    def makes(self) -> tuple[AnySignal, ...]:
+        """What the wrapped organizer makes."""
+        return tuple(getattr(self.organizer, "makes", ()))
+
+    def wants(self, groups: Sequence[Group]) -> int:
+        """What the wrapped organizer wants."""
+        wants = getattr(self.organizer, "wants", None)
+        return int(wants(groups)) if wants is not None else 0
+
+    def __call__(self, groups: Sequence[Group], state: Mapping[str, Any], key: str, **gold: Any
+                 ) -> Organized:
+        """(signals, state, guidance). Raises SelfloopError for signals that are no advantages."""
+        inner = {k: v for k, v in state.items() if k != "replay"}
+        signals, inner, guidance = self.organizer(groups, state=inner, key=key, **gold)
+        fresh = [_advantage(s) for s in signals]
+        fresh = [s for s in fresh if strength(s) > 0]
+        size = self.size or sum(1 for g in groups for _ in g.scored()) // 2
+        queue = [Advantage.from_json(line) for line in state.get("replay", ())]
+        drawn = self._draw(fresh, min(size, len(fresh)), 0.0, f"{key}/fresh")
+        drawn += self._draw(queue, size - len(drawn), 1e-4, f"{key}/replay")
+        queue = (queue + fresh)[-(self.keep or max(size, 1)):]
+        return [*drawn], {**inner, "replay": [s.to_json() for s in queue]}, guidance
+
+    def _draw(self, pool: Sequence[Advantage], n: int, floor: float, key: str
+              ) -> list[Advantage]:
+        """n of the pool, with replacement."""
+        if not pool or n <= 0:
+            return []
+        weights = np.array([strength(s) for s in pool]) ** self.alpha + floor
+        picked = keys.generator(key).choice(len(pool), size=n, p=weights / weights.sum())
+        return [pool[int(i)] for i in picked]
+
+
+def strength(signal: Advantage) -> float:
+    """|A|; of an advantage per token, the mean of the absolute values."""
+    each = signal.advantage if isinstance(signal.advantage, tuple) else (signal.advantage,)
+    return sum(map(abs, each)) / len(each) if each else 0.0
+
+
+def _advantage(signal: AnySignal) -> Advantage:
+    if not isinstance(signal, Advantage):
+        raise SelfloopError(f"SelectiveReplay: got a {type(signal).__name__} of sample "
+                            f"{signal.sample}; wrap an organizer whose maker is GroupAdvantage or "
+                            "another that makes advantages")
+    return signal
