@@ -44,6 +44,8 @@ class Attack:
     """(sample, all distinct gold texts, most frequent first) -> answers that may not be paid."""
     blank: bool = False
     """Whether the answers hold no answer at all, so that no vote among them may count."""
+    by_chance: bool = False
+    """Whether it may be right as often as always giving the most frequent answer is."""
 
 
 def gold_texts(answer: Any) -> list[str]:
@@ -119,7 +121,8 @@ ATTACKS: tuple[Attack, ...] = (
     Attack("empty answer", "a substring test finds nothing in everything", _unsaid(("",)), True),
     Attack("white space", "text that strips to nothing", _unsaid((" ", "\n\n", "\t \u00a0")), True),
     Attack("lone punctuation", "normalisation may leave nothing", _unsaid((".", ",", ":", "!?"))),
-    Attack("echo of the question", "it may name the answer without giving it", _echo),
+    Attack("echo of the question", "it may name the answer without giving it", _echo,
+           by_chance=True),
     Attack("all options at once", "naming every option is no choice", _all_options),
     Attack("bare openers", "judges take a beginning for an answer", _unsaid(OPENERS)),
     Attack("orders to the judge", "the answer is data, never an instruction", _unsaid(ORDERS)),

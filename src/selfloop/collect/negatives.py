@@ -2,14 +2,14 @@
 
 `Negatives` draws good answers and, for every cause, bad ones to set against them. That a negative
 is really worse, no longer than the good ones, and worse because of the picture is not taken on
-trust: `audit` counts it from the judged groups. Every cause has a severity in [0, 1] (0 changes
+trust: `auditing.audit` counts it from the judged groups. Every cause has a severity in [0, 1] (0 changes
 nothing) and depends on nothing but its key.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import ClassVar
 
 from selfloop.collect.conditioning import noted, put_under, wholly_own
@@ -112,8 +112,8 @@ class Negatives:
             found += [noted(r, negative=BLIND) for r in drawn]
         return found
 
-    def _sampling(self, **more: str) -> Sampling:
-        return Sampling(temperature=self.temperature, max_new_tokens=self.max_new_tokens, **more)  # type: ignore[arg-type]
+    def _sampling(self) -> Sampling:
+        return Sampling(temperature=self.temperature, max_new_tokens=self.max_new_tokens)
 
     async def _from_scratch(self, generate: Generate, sample: Sample, cause: str, key: str
                             ) -> list[Rollout]:
@@ -169,7 +169,7 @@ async def as_if_drawn(generate: Generate, sample: Sample, text: str, label: str)
     return wholly_own(forced.model_copy(update={"turns": (kept,), "output": (part,)}))
 
 
-def without_blind(groups: list[Group]) -> list[Group]:
+def without_blind(groups: Sequence[Group]) -> list[Group]:
     """Organizer step: the groups without the answers that were drawn for `audit` alone."""
     found = []
     for group in groups:
@@ -179,8 +179,3 @@ def without_blind(groups: list[Group]) -> list[Group]:
             "verdicts": tuple(v for v, k in zip(group.verdicts, keep, strict=False) if k),
         }))
     return found
-
-
-def mean_error(a: list[float], b: list[float]) -> float:
-    """Mean of b - a: near 0 for a symmetric distortion, far from it where numbers wrapped."""
-    return fmean(y - x for x, y in zip(a, b, strict=True))

@@ -184,16 +184,17 @@ def eliciting(context: Context, severity: float, key: str) -> Context:
 
 
 def injecting(context: Context, text: str, severity: float) -> Context:
-    """A context that asks the model to put errors into `text` (BPO, arXiv 2403.08730; own words).
+    """The conversation in which the model put `text` and is asked to put errors into it (BPO,
+    arXiv 2403.08730; own words).
 
     The number of errors is `severity` of the sentences, rounded up. What comes back is the
-    model's; that it is wrong has to be verified (`negatives.audit`).
+    model's; that it is wrong has to be verified (`auditing.audit`).
     """
     sentences = max(1, len(re.findall(r"[.!?](?=\s|$)", text)))
     errors = math.ceil(checked(severity) * sentences - 1e-9)
     if not errors:
         return context
-    ask = (f"Write the text below once more with {errors} of its facts about the picture made "
-           "wrong (what is there, how many, what it is like, or where). Keep its length and style, "
-           f"and write nothing else.\nText: {text}")
-    return context.said("user", ask)
+    return context.said("assistant", text).said("user", (
+        f"Write this once more with {errors} of its facts about the picture made wrong (what is "
+        "there, how many, what it is like, or where). Keep its length and style, and write "
+        "nothing else."))
