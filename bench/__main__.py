@@ -161,7 +161,14 @@ def write_docs(out: Path) -> int:
     """Fill the marked place of the page from the last run's JSON."""
     found = json.loads((out / "bench.json").read_text())
     results = [Result.read(result) for result in found["results"]]
-    table.write_docs(DOCS, table.markdown(results, found["machine"], found["notes"]))
+    if table.is_grid(results):
+        about = (f"{results[0].section}, {results[0].kind}, checkpointing "
+                 f"{'on' if results[0].checkpointing else 'off'}, median of "
+                 f"{found['settings']['repeats']} rounds; the same machine, threads and commit as "
+                 f"above unless said: commit {found['machine']['commit']}.")
+        table.write_docs(DOCS, f"{about}\n\n{table.matrix(results)}", table.GRID)
+    else:
+        table.write_docs(DOCS, table.markdown(results, found["machine"], found["notes"]))
     return 0
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from bench.results import Result
 
 OPEN, CLOSE = "<!-- bench -->", "<!-- /bench -->"
+GRID = ("<!-- grid -->", "<!-- /grid -->")
 HEAD = ("work", "model", "checkpointing", "prompts", "P", "G", "R", "ours s", "peer s", "peer",
         "times faster", "S", "share of S", "ours MB", "peer MB")
 
@@ -54,10 +55,35 @@ def markdown(results: Sequence[Result], machine: dict[str, Any], notes: Sequence
     return "\n".join([about, "", *lines, *([""] if notes else []), *(f"- {n}" for n in notes)])
 
 
-def write_docs(path: Path, block: str) -> None:
+def is_grid(results: Sequence[Result]) -> bool:
+    """Whether this is one work over many points, which reads better as a matrix."""
+    return len(results) > 12 and len({(r.section, r.kind, r.checkpointing) for r in results}) == 1
+
+
+def matrix(results: Sequence[Result]) -> str:
+    """Prompts and groups down, answers across: times faster, its range, and the share of S."""
+    lengths = sorted({r.point.answer for r in results})
+    head = ["P", "G", *(f"R = {n}" for n in lengths)]
+    rows = []
+    for prompt, group in sorted({(r.point.prompt, r.point.group) for r in results}):
+        mine = {r.point.answer: r for r in results
+                if (r.point.prompt, r.point.group) == (prompt, group)}
+        rows.append([str(prompt), str(group), *(_square(mine.get(n)) for n in lengths)])
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _square(result: Result | None) -> str:
+    if result is None or result.why_not:
+        return "too large"
+    r = result.ratio
+    return f"{r.median:.2f} [{r.low:.2f}, {r.high:.2f}], {100 * result.share:.0f} %"
+
+
+def write_docs(path: Path, block: str, marks: tuple[str, str] = (OPEN, CLOSE)) -> None:
     """Put the block between the marks. Raises ValueError if the page has no marks."""
-    before, mark, rest = path.read_text().partition(OPEN)
-    _, end, after = rest.partition(CLOSE)
+    before, mark, rest = path.read_text().partition(marks[0])
+    _, end, after = rest.partition(marks[1])
     if not (mark and end):
-        raise ValueError(f"{path} has no {OPEN} ... {CLOSE}")
-    path.write_text(f"{before}{OPEN}\n\n{block}\n\n{CLOSE}{after}")
+        raise ValueError(f"{path} has no {marks[0]} ... {marks[1]}")
+    path.write_text(f"{before}{marks[0]}\n\n{block}\n\n{marks[1]}{after}")
