@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 import selfloop
 from selfloop.commands import (
     after,
+    auditing,
     before,
     evaluating,
     proving,
@@ -36,6 +37,7 @@ Your first half hour, on your own pictures:
 Before:  selfloop demo (the whole loop, no download)   selfloop doctor [MODEL]
 Beside:  selfloop check    selfloop prove    selfloop export RUN    selfloop report RUN
          selfloop eval MODEL [OTHER] --on SET    selfloop serve MODEL    selfloop study labels
+         selfloop audit VERIFIER (attack it before it teaches anything)
 `selfloop COMMAND --help` says more.
 """
 
@@ -97,7 +99,8 @@ def version(json: AsJson = False) -> None:
 
 
 for command in (start.demo, start.doctor, start.init, before.probe, before.plan, before.check,
-                running.run, proving.prove, after.show, after.export, after.report, serving.serve):
+                running.run, proving.prove, after.show, after.export, after.report, serving.serve,
+                auditing.audit):
     main.command()(command)
 main.command("eval")(evaluating.evaluate)
 main.add_typer(studying.study, name="study")

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from selfloop.keys import generator
+from selfloop.places import PLACED, corners_of
 from selfloop.roles import SelfloopError
 from selfloop.types import ImageOp
 
@@ -31,15 +32,19 @@ def apply(image: Image.Image, op: ImageOp) -> Image.Image:
     `page` does nothing here, because the page is chosen when the file is decoded. Raises
     SelfloopError for a name that is not in `OPERATIONS`.
     """
-    operation = OPERATIONS.get(op.name)
-    if operation is None:
+    operation, placed = OPERATIONS.get(op.name), PLACED.get(op.name)
+    if operation is None and placed is None:
         raise SelfloopError(
-            f"no picture operation {op.name!r}; there are: {', '.join(sorted(OPERATIONS))}"
+            f"no picture operation {op.name!r}; there are: "
+            f"{', '.join(sorted({*OPERATIONS, *PLACED}))}"
         )
     if image.mode != "RGB":
         image = image.convert("RGB")
     if op.severity == 0:
         return image
+    if placed is not None:
+        return placed(image, corners_of(image, op))
+    assert operation is not None  # one of the two is there
     return operation(image, op.severity, generator(op.key))
 
 

@@ -2,8 +2,8 @@
 
 `Negatives` draws good answers and, for every cause, bad ones to set against them. That a negative
 is really worse, no longer than the good ones, and worse because of the picture is not taken on
-trust: `auditing.audit` counts it from the judged groups. Every cause has a severity in [0, 1] (0 changes
-nothing) and depends on nothing but its key.
+trust: `auditing.audit` counts it from the judged groups. Every cause has a severity in [0, 1]
+(0 changes nothing) and depends on nothing but its key.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from selfloop.collect.swapped_pictures import Pool, any_other, near_other, reord
 from selfloop.collect.text_negatives import SWAPS, checked, eliciting, injecting, swapped, truncated
 from selfloop.corruptions import OPERATIONS
 from selfloop.roles import Generate, Sampling, SelfloopError
-from selfloop.types import Context, Group, Media, Rollout, Sample
+from selfloop.types import Group, Media, Rollout, Sample
 
 WORSE_SEEN: dict[str, str] = {
     "diffusion": "diffusion", "gaussian": "noise", "lowres": "lowres", "jitter": "jitter",
@@ -59,11 +59,12 @@ def worse_media(media: tuple[Media, ...], cause: str, severity: float, key: str,
             else near_other(media, pool, severity))
 
 
-def worse_text(text: str, cause: str, severity: float, key: str) -> str:
+def worse_text(text: str, cause: str, severity: float, key: str,
+               vocabulary: frozenset[str] = frozenset()) -> str:
     """The text as a cause of `REWRITTEN` makes it. Raises SelfloopError for another name."""
     if cause == "truncated":
         return truncated(text, severity)
-    return swapped(text, cause, severity, key)
+    return swapped(text, cause, severity, key, vocabulary)
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,8 @@ class Negatives:
     n: int = 2
     pool: Pool | None = None
     blind: bool = False
+    vocabulary: tuple[str, ...] = ()
+    """The words that swaps may bring in, for a model with a closed vocabulary; () = any."""
     temperature: float = 1.0
     max_new_tokens: int = 128
     asks: ClassVar[frozenset[str]] = frozenset({"forced_prefix"})
@@ -141,7 +144,8 @@ class Negatives:
                 (drawn,) = await generate(asked, sampling=self._sampling(), label=label)
                 made: Rollout | None = put_under(sample.context, drawn)
             else:
-                text = worse_text(one.text, cause, self.severity, f"{key}/{i}")
+                text = worse_text(one.text, cause, self.severity, f"{key}/{i}",
+                                  frozenset(self.vocabulary))
                 made = None if text in (one.text, "") else await as_if_drawn(
                     generate, sample, text, label)
             if made is not None and made.text != one.text:

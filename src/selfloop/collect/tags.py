@@ -42,8 +42,8 @@ def one_of(text: str, words: tuple[str, ...]) -> Parsed:
 
 def one_number(text: str, least: int, most: int) -> Parsed:
     """The one whole number from `least` to `most` that the text names; None for none or several."""
-    found = {int(n) for n in re.findall(r"(?<![\w.,-])\d{1,6}(?![\w]|[.,]\d)", text)}
-    fitting = [n for n in found if least <= n <= most]
+    found = set(re.findall(r"[0-9]+", text))
+    fitting = [n for n in found if len(n) <= 6 and least <= int(n) <= most]
     if len(found) == 1 and fitting:
-        return Parsed(str(fitting[0]))
+        return Parsed(str(int(fitting[0])))
     return Parsed(None, f"names {len(found)} numbers, {len(fitting)} of them in {least}-{most}")

@@ -73,16 +73,22 @@ class Mention(NamedTuple):
     choices: tuple[str, ...]
 
 
-def swapped(text: str, kind: str, severity: float, key: str) -> str:
+def swapped(text: str, kind: str, severity: float, key: str,
+            vocabulary: frozenset[str] = frozenset()) -> str:
     """The text with a `severity` share of its mentions of one kind (rounded up) swapped.
 
     `kind` is one of `SWAPS`: entity, attribute, number, relation. A swap keeps case, plural and
-    the article a or an, names nothing that the text already names, and changes no other character.
-    Raises SelfloopError for another kind.
+    the article a or an, takes a word that the text does not name yet where its class has one
+    left, and changes no other character. For a model of few words, `vocabulary` names those (and
+    digits) that it can say; empty = any. Raises SelfloopError for another kind.
     """
     if kind not in SWAPS:
         raise SelfloopError(f"no text swap {kind!r}; there are: {', '.join(sorted(SWAPS))}")
-    mentions = [m for m in SWAPS[kind](text) if m.choices]
+    mentions = SWAPS[kind](text)
+    if vocabulary:
+        mentions = [m._replace(choices=tuple(c for c in m.choices if _sayable(c, vocabulary)))
+                    for m in mentions]
+    mentions = [m for m in _unnamed(text, mentions) if m.choices]
     # The tolerance: .7 * 10 is a little more than 7 in floating point.
     changed = math.ceil(checked(severity) * len(mentions) - 1e-9)
     picked = sorted(keys.shuffled(len(mentions), f"{key}/{kind}/order")[:changed])
@@ -91,6 +97,11 @@ def swapped(text: str, kind: str, severity: float, key: str) -> str:
         new = choices[int(keys.generator(f"{key}/{kind}/{i}").integers(len(choices)))]
         text = text[:start] + _cased_like(text[start:end], new) + text[end:]
     return text
+
+
+def _sayable(words: str, vocabulary: frozenset[str]) -> bool:
+    return all(word in vocabulary or (word.isdigit() and set(word) <= vocabulary)
+               for word in words.split())
 
 
 def _cased_like(old: str, new: str) -> str:
@@ -105,16 +116,29 @@ def _plural(word: str) -> str:
     return word + ("es" if word.endswith(("s", "x", "ch", "sh")) else "s")
 
 
+_SINGULAR = {_plural(w): w for words in ENTITIES for w in words}
+
+
 def _mentions(text: str, classes: tuple[tuple[str, ...], ...]) -> list[Mention]:
     """Whole-word mentions; in two classes ("orange", "square") a word belongs to the first."""
     of = {word: words for words in reversed(classes) for word in words}
     pattern = "|".join(re.escape(w) for w in sorted(of, key=len, reverse=True))
-    spans = [(m.start(), m.end(), m[0].lower())
-             for m in re.finditer(rf"(?<![\w-])(?:{pattern})(?![\w-])", text, re.I)]
-    named = {word for _, _, word in spans}
-    return [Mention(start, end, tuple(
-        other for other in of[word] if other not in named and _article_fits(text[:start], other)))
-        for start, end, word in spans]
+    return [
+        Mention(m.start(), m.end(), tuple(
+            other for other in of[m[0].lower()]
+            if other != m[0].lower() and _article_fits(text[:m.start()], other)))
+        for m in re.finditer(rf"(?<![\w-])(?:{pattern})(?![\w-])", text, re.I)
+    ]
+
+
+def _unnamed(text: str, mentions: list[Mention]) -> list[Mention]:
+    """The mentions with those choices only that the text does not name, in singular or plural.
+
+    Where it names them all ("small or large"), they stay: two things may change places.
+    """
+    named = {_SINGULAR.get(word, word) for word in (text[m.start:m.end].lower() for m in mentions)}
+    return [m._replace(choices=tuple(
+        c for c in m.choices if _SINGULAR.get(c, c) not in named) or m.choices) for m in mentions]
 
 
 def _article_fits(before: str, word: str) -> bool:

@@ -45,14 +45,15 @@ class Anneal:
         """The factor in [0, 1] at this step; after the last step, that of the last step."""
         left = self.steps - min(max(step, 0), self.steps)
         u = 1 - left / self.steps
-        factors = {
-            "constant": lambda: 1.0,
-            "linear": lambda: 1 - u,
-            "power": lambda: 1 - u ** self.rate,
-            "exponential": lambda: 1 - self.rate ** left,
-            "sigmoid": lambda: _logistic(-self.rate * (u - self.middle)),
-        }
-        return float(factors[self.shape]())
+        if self.shape == "linear":
+            return 1 - u
+        if self.shape == "power":
+            return float(1 - u ** self.rate)
+        if self.shape == "exponential":
+            return float(1 - self.rate ** left)
+        if self.shape == "sigmoid":
+            return _logistic(-self.rate * (u - self.middle))
+        return 1.0
 
 
 def _logistic(x: float) -> float:

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import re
 import string
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping
 
+from selfloop.organize.verify.numeric import quantities, relaxed, same_quantity
 from selfloop.organize.verify.rules import final_answer
+from selfloop.organize.verify.symbolic import LONGEST, same_maths
+from selfloop.organize.verify.texts import anls, edit_distance
 
-LONGEST = 2000
-"""Characters of a formula that are handed to a parser; longer ones are not judged."""
+__all__ = [
+    "LONGEST", "anls", "edit_distance", "lmms_eval_option", "number", "numbers", "option", "plain",
+    "quantities", "relaxed", "same_maths", "same_numbers", "same_quantity", "vlmevalkit_option",
+]
+
 
 # -- option letters --------------------------------------------------------------------------------
 
@@ -127,63 +131,11 @@ def _places(text: str, letters: str) -> Iterator[tuple[int, int, str]]:
 
 # -- numbers, lists -------------------------------------------------------------------------------
 
-_NUMBER = re.compile(
-    r"(?P<sign>(?<![\w.)])[-−+])?[$€£]?"
-    r"(?P<value>(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d{1,3})?|\.\d+)"
-    r"(?:\s*/\s*(?P<below>[1-9]\d*))?"
-    r"(?:\s*(?P<scale>thousand|million|billion|trillion)s?\b)?"
-    r"(?:\s*(?P<unit>%|percent\b|[°a-zA-Zµ²³]+))?")
-_SCALES = {"thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12}
-_UNITS: dict[str, tuple[str, float]] = {
-    "mm": ("length", 1e-3), "cm": ("length", 1e-2), "m": ("length", 1.0), "km": ("length", 1e3),
-    "mg": ("mass", 1e-6), "g": ("mass", 1e-3), "kg": ("mass", 1.0), "t": ("mass", 1e3),
-    "ms": ("time", 1e-3), "s": ("time", 1.0), "min": ("time", 60.0), "h": ("time", 3600.0),
-    "ml": ("volume", 1e-3), "cl": ("volume", 1e-2), "l": ("volume", 1.0), "%": ("share", 1.0)}
-_SPELT = {"millimeter": "mm", "centimeter": "cm", "meter": "m", "kilometer": "km",
-          "milligram": "mg", "gram": "g", "kilogram": "kg", "tonne": "t", "second": "s",
-          "sec": "s", "minute": "min", "hour": "h", "milliliter": "ml", "liter": "l",
-          "percent": "%"}
-
-
-def quantities(text: str) -> list[tuple[float, str]]:
-    """All numbers of a text with the word after each: "1,200 km" is (1200.0, "km").
-
-    Fractions are divided, scale words multiplied ("1.5 million"), spelt-out units abbreviated; a
-    word that is no unit known here is given as it is. Percentages stay as said: 14 % is 14.
-    """
-    found = []
-    for m in _NUMBER.finditer(text):
-        value = float(m["value"].replace(",", "")) / float(m["below"] or 1)
-        value *= _SCALES.get(m["scale"] or "", 1.0) * (-1 if m["sign"] in ("-", "−") else 1)
-        unit = (m["unit"] or "").lower().replace("metre", "meter").replace("litre", "liter")
-        found.append((value, _SPELT.get(unit.removesuffix("s"), unit)))
-    return found
-
 
 def number(text: str) -> float | None:
     """The last number of the final answer; None where there is none."""
     found = quantities(final_answer(text) or "")
     return found[-1][0] if found else None
-
-
-def same_quantity(text: str, gold: str, *, relative: float = 0.0, absolute: float = 1e-9
-                  ) -> bool | None:
-    """Whether an answer's last number is the gold one, within the larger of both tolerances.
-
-    Units of one kind are converted (5 cm is 0.05 m), units of two kinds differ, and a missing or
-    unknown one is taken as the other's. None where the gold text holds no number.
-    """
-    golds, said = quantities(gold), quantities(final_answer(text) or "")
-    if not golds:
-        return None
-    if not said:
-        return False
-    (value, unit), (target, wanted) = said[-1], golds[-1]
-    if unit in _UNITS and wanted in _UNITS:
-        if _UNITS[unit][0] != _UNITS[wanted][0]:
-            return False
-        value, target = value * _UNITS[unit][1], target * _UNITS[wanted][1]
-    return abs(value - target) <= max(absolute, relative * abs(target))
 
 
 def numbers(text: str) -> list[float]:
@@ -200,93 +152,3 @@ def same_numbers(text: str, gold: str, *, absolute: float = 1e-9) -> bool | None
         return None
     return len(said) == len(wanted) and all(
         abs(a - b) <= absolute for a, b in zip(said, wanted, strict=True))
-
-
-def relaxed(said: str, gold: str, *, tolerance: float = 0.05) -> bool:
-    """Relaxed accuracy as tools compute it: numbers within 5 %, else the same text but for case.
-
-    "14%" is 0.14, so it is not "14"; a gold of 0 is compared as text; "1,200" is no number. From
-    pix2struct, used alike by lmms-eval and VLMEvalKit. ChartQA (arXiv 2203.10244), section 5.1.
-    """
-    value, target = _float(said), _float(gold)
-    if value is not None and target:
-        return abs(value - target) / abs(target) <= tolerance
-    return said.lower() == gold.lower()
-
-
-def _float(text: str) -> float | None:
-    try:
-        return float(text.rstrip("%")) / 100 if text.endswith("%") else float(text)
-    except ValueError:
-        return None
-
-
-# -- texts -----------------------------------------------------------------------------------------
-
-def edit_distance(a: str, b: str) -> int:
-    """Insertions, deletions and replacements that make `a` into `b` (Levenshtein 1966)."""
-    short, long = sorted((a, b), key=len)
-    row = list(range(len(short) + 1))
-    for i, c in enumerate(long, 1):
-        above, row = row, [i]
-        for j, d in enumerate(short, 1):
-            row.append(above[j - 1] if c == d else 1 + min(above[j - 1], above[j], row[-1]))
-    return row[-1]
-
-
-def anls(said: str, golds: Sequence[str], *, threshold: float = 0.5, raw_lengths: bool = False
-         ) -> float:
-    """Average normalised Levenshtein similarity of one answer: its best over `golds`, in 0..1.
-
-    Case and runs of white space do not count; below `threshold` it is 0. Biten et al. 2019 (arXiv
-    1905.13648), section 4; at exactly the threshold the value counts, as in the tools and on the
-    official server. `raw_lengths`: divide by the lengths before white space went, as lmms-eval.
-    """
-    best, text = 0.0, " ".join(said.lower().split())
-    for gold in golds:
-        target = " ".join(gold.lower().split())
-        longest = max(len(gold), len(said)) if raw_lengths else max(len(target), len(text))
-        best = max(best, 1 - edit_distance(text, target) / longest if longest else 1.0)
-    return best if best >= threshold else 0.0
-
-
-# -- formulas --------------------------------------------------------------------------------------
-
-_TOWER = re.compile(
-    r"\^\s*[{(]*\s*-?\d{5,}|\d\s*\^\s*[{(]*\s*\d+\s*\^|\^\s*[{(][^})]*\^\s*[{(][^})]*\^"
-    r"|\*\*|!\s*!|\d{400}")
-
-
-def same_maths(text: str, gold: str, *, seconds: int = 3) -> bool | None:
-    """Whether two formulas (LaTeX or plain) have one value, by math-verify.
-
-    None where that cannot be told: math-verify is not installed, `gold` is no formula, a text is
-    over LONGEST characters or holds towers of powers, a parser fails or needs over `seconds`, or
-    the caller is not the main thread, outside of which nothing could stop the parser.
-    """
-    try:
-        from math_verify import LatexExtractionConfig, parse, verify
-        from math_verify.errors import TimeoutException
-    except ImportError:
-        return None
-    alone = threading.current_thread() is not threading.main_thread()
-    if alone or any(len(t) > LONGEST or _TOWER.search(t) for t in (text, gold)):
-        return None
-    # Its reader of plain expressions evaluates Python; the LaTeX reader has a grammar of its own.
-    reading: Any = [LatexExtractionConfig()]
-    try:
-        wanted, said = (parse(_formula(t), reading, parsing_timeout=seconds, raise_on_error=True)
-                        for t in (gold, text))
-        if not wanted:
-            return None
-        return bool(said) and bool(
-            verify(wanted, said, timeout_seconds=seconds, raise_on_error=True))
-    except (Exception, TimeoutException):  # math-verify's timeout is no Exception
-        return None
-
-
-def _formula(text: str) -> str:
-    """The final answer in dollars, unless the text marks its formulas itself."""
-    if re.search(r"\$|\\boxed|\\\(|\\\[", text):
-        return text
-    return f"${final_answer(text) or ''}$"

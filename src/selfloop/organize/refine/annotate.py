@@ -1,18 +1,21 @@
-"""Perceptual hashes for groups: what the steps that compare pictures read."""
+"""What steps read beside the verdicts: perceptual hashes, and answers given without the picture.
+
+Both wrap a verifier, because a group is judged and annotated in one pass.
+"""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from inspect import isawaitable
 from pathlib import Path
 from typing import Any
 
 from selfloop.likeness import perceptual_hash
 from selfloop.organize.judging import failure
 from selfloop.pictures import Library
-from selfloop.roles import as_verdict, call_by_name, name_of, parameters
+from selfloop.roles import Generate, Sampling, as_verdict, call_by_name, name_of, parameters
 from selfloop.types import Group, Media, Rollout, Verdict
 
 
@@ -29,31 +32,70 @@ class WithHashes:
 
     def __call__(self, group: Group, **offered: Any) -> Group:
         """The group judged and annotated. Gold values reach only a verifier that names them."""
-        name = name_of(self.verifier)
-        if "group" in parameters(self.verifier):
-            found = call_by_name(self.verifier, group=group, **offered)
-        else:
-            found = [self._judged(group, r, offered) for r in group.rollouts]
-        if inspect.isawaitable(found) or any(map(inspect.isawaitable, _listed(found))):
-            raise TypeError(f"WithHashes wraps synchronous verifiers; {name} is asynchronous")
-        if not isinstance(found, Group):
-            verdicts: tuple[Verdict, ...] = tuple(as_verdict(v, name) for v in found)
-            found = group.model_copy(update={"verdicts": verdicts})
         looks = [_look(m, self.images) for m in group.sample.media if m.kind == "image"]
-        return found.model_copy(update={
-            "annotations": {**found.annotations, "perceptual_hashes": [f"{h:016x}" for h in looks]}
-        })
+        return _with(_judged(self.verifier, group, offered),
+                     "perceptual_hashes", [f"{look:016x}" for look in looks])
 
-    def _judged(self, group: Group, rollout: Rollout, offered: dict[str, Any]) -> Any:
-        """One rollout's verdict: a failure is that rollout's alone."""
+
+@dataclass(frozen=True)
+class WithBlindAnswers:
+    """A verifier that also leaves `annotations["no_image"]`: the scores of `n` blind answers.
+
+    The answers are drawn for the question without its pictures and judged by the same verifier
+    (synchronous, of rollouts); None where it could not tell. Read by `blind.NeedsPicture`.
+    """
+
+    verifier: Any
+    n: int = 4
+    max_new_tokens: int = 256
+    temperature: float = 1.0
+
+    async def __call__(self, group: Group, generate: Generate, **offered: Any) -> Group:
+        """The group judged and annotated; samples without pictures get no annotation."""
+        judged = _judged(self.verifier, group, offered)
+        if not group.sample.media:
+            return judged
+        drawn = await generate(
+            group.sample.context.without_media(), n=self.n, label="blind",
+            sampling=Sampling(temperature=self.temperature, max_new_tokens=self.max_new_tokens))
+        verdicts = _verdicts(self.verifier, group.sample.id, drawn, offered)
+        return _with(judged, "no_image", [v.score for v in verdicts])
+
+
+def _with(group: Group, name: str, value: Any) -> Group:
+    return group.model_copy(update={"annotations": {**group.annotations, name: value}})
+
+
+def _judged(verifier: Any, group: Group, offered: Mapping[str, Any]) -> Group:
+    """The group with its verdicts, by a verifier of groups or of rollouts."""
+    if "group" not in parameters(verifier):
+        return group.model_copy(update={
+            "verdicts": _verdicts(verifier, group.sample.id, group.rollouts, offered)})
+    found = _answered(verifier, call_by_name(verifier, group=group, **offered))
+    if isinstance(found, Group):
+        return found
+    return group.model_copy(update={
+        "verdicts": tuple(as_verdict(v, name_of(verifier)) for v in found)})
+
+
+def _verdicts(verifier: Any, sample: str, rollouts: Sequence[Rollout],
+              offered: Mapping[str, Any]) -> tuple[Verdict, ...]:
+    """One verdict a rollout; a failure is that rollout's alone."""
+    found: list[Verdict] = []
+    for rollout in rollouts:
         try:
-            return call_by_name(self.verifier, rollout=rollout, **offered)
+            value = call_by_name(verifier, rollout=rollout, **offered)
+            found.append(as_verdict(_answered(verifier, value), name_of(verifier)))
         except Exception as error:
-            return failure(name_of(self.verifier), rollout.id, group.sample.id, error)
+            found.append(failure(name_of(verifier), rollout.id, sample, error))
+    return tuple(found)
 
 
-def _listed(found: Any) -> Sequence[Any]:
-    return found if isinstance(found, list | tuple) else ()
+def _answered(verifier: Any, value: Any) -> Any:
+    if isawaitable(value):
+        getattr(value, "close", lambda: None)()
+        raise TypeError(f"{name_of(verifier)} is asynchronous; wrap a synchronous verifier")
+    return value
 
 
 @lru_cache(maxsize=100_000)

@@ -13,11 +13,11 @@ from selfloop.types import Group
 class NeedsPicture:
     """Drop groups that were answered right without the picture in at least k of n draws.
 
-    Reads `annotations["no_image"]`, left by a verifier that draws answers to
-    `context.without_media()`: a list with one entry a draw, right (true or >= 0.5), wrong, or
-    null for not judged. A prompt that text alone answers rewards not looking (ours, after the blind controls of mDPO,
-    arXiv 2406.11839, and PAPO, arXiv 2507.06448). Nulls count as not right. Groups without
-    pictures pass; so do those never asked, unless `strict`, which raises SelfloopError.
+    Reads `annotations["no_image"]`, left by `annotate.WithBlindAnswers`, or by a
+    verifier like it: a list with one entry a draw, right (true or >= 0.5), wrong, or
+    null for not judged. A prompt that text alone answers rewards not looking (ours, after the
+    blind controls of mDPO, arXiv 2406.11839). Nulls count as not right. Groups without pictures
+    pass; so do those never asked, unless `strict`, which raises SelfloopError.
     """
 
     k: int = 2

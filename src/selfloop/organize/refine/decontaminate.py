@@ -59,8 +59,8 @@ class EvaluationPrints:
         """The inverse of `to_json`. Raises SelfloopError for anything else."""
         try:
             found = json.loads(text)
-            sets = {k: frozenset(found.pop(k))
-                    for k in ("samples", "pictures", "looks", "grams")}
+            sets: dict[str, Any] = {k: frozenset(found.pop(k))
+                                    for k in ("samples", "pictures", "looks", "grams")}
             return cls(**sets, **found)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise SelfloopError(f"evaluation prints: {error}; write them again with "

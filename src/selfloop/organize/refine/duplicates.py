@@ -46,7 +46,8 @@ class SamePicture:
         marks: list[int | str] = []
         owners: list[int] = []
         for i, group in enumerate(groups):
-            own = [*hashes_of(group), *(m.sha256 for m in group.sample.media)]
+            own: list[int | str] = [*hashes_of(group),
+                                    *(m.sha256 for m in group.sample.media)]
             marks += own
             owners += [i] * len(own)
         looks = [m for m in marks if isinstance(m, int)]

@@ -18,6 +18,8 @@ from selfloop import keys
 from selfloop.likeness import _bits_set
 
 Array = np.ndarray[Any, np.dtype[Any]]
+SLACK = 1e-9
+"""So that 0.55 of 20 is 11 and not a little more."""
 
 
 class Clusters:
@@ -114,11 +116,11 @@ def near_texts(texts: Sequence[str], jaccard: float = 0.8, n: int = 3) -> list[i
     for i, text in enumerate(order):
         own = sets[text]
         rare = sorted(own, key=lambda s: (common[s], s))
-        prefix = rare[:len(own) - math.ceil(jaccard * len(own)) + 1]
+        prefix = rare[:len(own) - math.ceil(jaccard * len(own) - SLACK) + 1]
         for j in dict.fromkeys(j for s in prefix for j in holders[s]):
             other = sets[order[j]]
-            if len(other) >= jaccard * len(own) and clusters.of(i) != clusters.of(j) \
-                    and len(own & other) >= jaccard * len(own | other):
+            if len(other) >= jaccard * len(own) - SLACK and clusters.of(i) != clusters.of(j) \
+                    and len(own & other) >= jaccard * len(own | other) - SLACK:
                 clusters.join(i, j)
         for s in prefix:
             holders[s].append(i)

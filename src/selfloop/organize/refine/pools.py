@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from selfloop.types import Group, Sample
+from selfloop.types import Group, Sample, Verdict
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,16 @@ def _restored(name: str, line: str) -> Group:
 def _joined(old: Group, new: Group) -> Group:
     known = {r.id for r in new.rollouts}
     before = [i for i, r in enumerate(old.rollouts) if r.id not in known]
-    judged = len(old.verdicts) == len(old.rollouts) and len(new.verdicts) == len(new.rollouts)
+    told, tells = _verdicts(old), _verdicts(new)
     return new.model_copy(update={
         "rollouts": (*(old.rollouts[i] for i in before), *new.rollouts),
-        "verdicts": (*(old.verdicts[i] for i in before), *new.verdicts) if judged else (),
+        "verdicts": (*(told[i] for i in before), *tells),
         "annotations": {**old.annotations, **new.annotations},
     })
+
+
+def _verdicts(group: Group) -> tuple[Verdict, ...]:
+    return group.verdicts or (Verdict(),) * len(group.rollouts)
 
 
 def _newest(group: Group, n: int) -> Group:

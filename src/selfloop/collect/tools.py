@@ -1,0 +1,109 @@
+"""Multi-turn looking: the model may crop, zoom and mark the picture before it answers (S9).
+
+`PictureTools` is an Episode for `EnvSampler`: `EnvSampler(PictureTools, max_turns=6)`. What a
+tool shows is the sample's picture through the operation `region` or `box`, so it needs no storage
+and is drawn again from the run's own files (DeepEyes, arXiv 2505.14362; GRIT marks boxes only,
+arXiv 2505.15879).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from selfloop.collect.guided import ending
+from selfloop.collect.tags import tagged
+from selfloop.roles import SelfloopError
+from selfloop.types import Context, Media, Sample
+
+GRID = 1000
+"""Coordinates are whole numbers from 0 (left, top) to this (right, bottom)."""
+LEAST = 20
+"""Narrowest crop, in the same units: a fiftieth of the side."""
+
+INSTRUCTION = (
+    "You may look closer before you answer. Write one of these and nothing after it:\n"
+    "<crop>x0,y0,x1,y1</crop> to see that part of the picture enlarged,\n"
+    "<zoom>x,y</zoom> to see the surroundings of a point at twice the size,\n"
+    "<box>x0,y0,x1,y1</box> to see the picture with that part framed.\n"
+    "Coordinates go from 0 to 1000, from the left and from the top. Write your final answer "
+    "between <answer> and </answer>.")
+
+
+@dataclass(frozen=True)
+class Action:
+    """One use of a tool: the corners (x0, y0, x1, y1) in thousandths of the sides."""
+
+    tool: str
+    corners: tuple[int, int, int, int]
+
+    def seen(self, medium: Media) -> Media:
+        """The picture as the tool shows it."""
+        name = "box" if self.tool == "box" else "region"
+        return medium.with_op(name, 1.0, ",".join(str(c) for c in self.corners))
+
+
+def parse_action(text: str) -> Action | str:
+    """The one action that the text asks for, or why there is none, to be told to the model."""
+    asked = [tool for tool in ("crop", "zoom", "box") if re.search(rf"</?{tool}>", text, re.I)]
+    if len(asked) != 1:
+        return "use one tool" if asked else "write a tool or an answer"
+    found = tagged(text, asked[0])
+    if found.value is None:
+        return found.why
+    if not re.fullmatch(r"\d{1,4}(\s*,\s*\d{1,4})*", found.value):
+        return f"<{asked[0]}> takes whole numbers with commas between them"
+    numbers = [int(n) for n in found.value.split(",")]
+    wanted = 2 if asked[0] == "zoom" else 4
+    if len(numbers) != wanted:
+        return f"<{asked[0]}> takes {wanted} numbers, not {len(numbers)}"
+    if max(numbers) > GRID:
+        return f"coordinates go from 0 to {GRID}"
+    x0, y0, x1, y1 = _around(*numbers) if wanted == 2 else numbers
+    if x1 - x0 < LEAST or y1 - y0 < LEAST:
+        return f"the part must be at least {LEAST} wide and high, with x0 < x1 and y0 < y1"
+    return Action(asked[0], (x0, y0, x1, y1))
+
+
+def _around(x: int, y: int) -> tuple[int, int, int, int]:
+    """Half the width and height about a point, moved inside the picture where it sticks out."""
+    left, top = (min(max(v - GRID // 4, 0), GRID // 2) for v in (x, y))
+    return left, top, left + GRID // 2, top + GRID // 2
+
+
+@dataclass
+class PictureTools:
+    """One play: look as often as `uses` allows, then answer. The reward is left to verifiers.
+
+    A play ends at <answer>, at a text that names no tool, or at a use over the limit. A call that
+    cannot be read costs a use too, and the model is told why. Every tool works on the sample's
+    first picture as it is, never on an earlier view, so coordinates always mean the same.
+    """
+
+    uses: int = 4
+    left: int = field(default=0, init=False)
+    picture: Media | None = field(default=None, init=False)
+
+    def reset(self, sample: Sample, key: str) -> Context:
+        """The question with the instructions. Raises SelfloopError for a sample without picture."""
+        if not sample.media or sample.media[0].kind != "image":
+            raise SelfloopError(
+                f"sample {sample.id} has no picture to look at; PictureTools needs samples whose "
+                "first medium is an image")
+        self.left, self.picture = self.uses, sample.media[0]
+        return ending(sample.context, INSTRUCTION)
+
+    def step(self, text: str) -> tuple[tuple[str | Media, ...], float, bool]:
+        """(what is shown, 0.0, whether the play is over)."""
+        assert self.picture is not None  # reset comes first
+        tools = re.search(r"</?(crop|zoom|box)>", text, re.I)
+        if not tools or re.search(r"<answer>", text, re.I) or not self.left:
+            return (), 0.0, True
+        self.left -= 1
+        action = parse_action(text)
+        if isinstance(action, str):
+            return (f"That could not be read: {action}. {self._remaining()}",), 0.0, False
+        return (action.seen(self.picture), self._remaining()), 0.0, False
+
+    def _remaining(self) -> str:
+        return f"{self.left} more looks." if self.left else "Now answer."

@@ -1,0 +1,48 @@
+"""How verifiers put questions to a model: quoted text that cannot instruct, and strict replies."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from selfloop.roles import Generate, Sampling
+from selfloop.types import Context, Media, Message, Part, Rollout, digest
+
+LONGEST = 8000
+"""Characters of a quoted text that a judge is shown; a longer one is cut, and that is said."""
+
+
+def code(key: str) -> str:
+    """Eight characters that the author of a judged text could not know when it was written."""
+    return digest(["asking", key], size=4)
+
+
+def fenced(text: str, key: str) -> str:
+    """`text` between two marker lines that it cannot close: the marker holds a code made of `key`,
+    and any copy of that code inside the text is taken out."""
+    mark, inside = code(key), text
+    while mark in inside:  # taking one out can put another together
+        inside = inside.replace(mark, "")
+    cut = "" if len(inside) <= LONGEST else "\n[cut here]"
+    return f"----- begin {mark} -----\n{inside[:LONGEST]}{cut}\n----- end {mark} -----"
+
+
+def filled(prompt: str, **slots: str) -> str:
+    """`prompt` with each {slot} replaced once, in one pass: braces inside a value are left alone,
+    so a quoted text can name no slot. Unknown braces stay."""
+    return re.sub(r"\{(\w+)\}", lambda m: slots.get(m[1], m[0]), prompt)
+
+
+async def ask(generate: Generate, text: str, media: Sequence[Media], role: str,
+              sampling: Sampling, label: str, n: int = 1) -> list[Rollout]:
+    """`n` replies of a role's model to one user message: pictures first, then the text."""
+    parts = (*(Part(type=medium.kind) for medium in media), Part(text=text))
+    context = Context(prompt=(Message(role="user", content=parts),), media=tuple(media))
+    return await generate(context, n=n, role=role, sampling=sampling, label=label)
+
+
+def yes_or_no(text: str) -> bool | None:
+    """True or False for a reply whose first word is yes or no and that says not both; else None."""
+    words = re.findall(r"[a-z]+", text.lower())
+    said = {"yes", "no"} & set(words)
+    return words[0] == "yes" if words and words[0] in said and len(said) == 1 else None

@@ -1,0 +1,313 @@
+"""The negative factory: severity, determinism, swaps that change one thing, and the audit."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import toyland
+from scripted import Scripted, asked, collect, picture
+from selfloop.collect.auditing import audit
+from selfloop.collect.negatives import (
+    BLIND,
+    NEGATIVES,
+    WORSE_SEEN,
+    Negatives,
+    without_blind,
+    worse_media,
+    worse_text,
+)
+from selfloop.collect.swapped_pictures import Pool, any_other, near_other, pool_of, reordered
+from selfloop.collect.text_negatives import (
+    ELICITING,
+    SWAPS,
+    eliciting,
+    injecting,
+    swapped,
+    truncated,
+)
+from selfloop.corruptions import apply
+from selfloop.pictures import Library
+from selfloop.roles import SelfloopError
+from selfloop.types import Group, ImageOp, Verdict
+
+TEXT = ("Two dogs and a cat sit left of a red car. The large cow is behind the table, above 12 "
+        "small cups and 3 blue plates.")
+POOL = Pool(tuple(picture(i) for i in range(6)), (0b0, 0b1, 0b11, 0b111, 0b1111, 0b11111))
+
+
+def scene(side: int = 64) -> Image.Image:
+    """Mid-toned, so that symmetric noise is seldom clipped."""
+    y, x = np.mgrid[:side, :side]
+    bands = np.stack([x * 2 + 64, y * 2 + 64, (x + y) % 32 * 4 + 64], axis=-1)
+    return Image.fromarray(bands.astype(np.uint8))
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).astype(float)
+
+
+# -- pictures -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cause", WORSE_SEEN)
+def test_a_worse_picture_is_none_at_zero_and_repeats_and_gets_worse(cause):
+    def seen(severity: float, key: str = "k") -> np.ndarray:
+        (medium,) = worse_media((picture(),), cause, severity, key)
+        image = scene()
+        for op in medium.ops:
+            image = apply(image, op)
+        return pixels(image)
+
+    clean = pixels(scene())
+    assert (seen(0) == clean).all() and not worse_media((picture(),), cause, 0, "k")[0].ops
+    assert (seen(0.7) == seen(0.7)).all()
+    distances = [np.mean([abs(seen(s, f"k{i}") - clean).mean() for i in range(6)])
+                 for s in (0, 0.2, 0.5, 1)]
+    assert distances == sorted(distances) and distances[1] > 0
+
+
+def test_noise_is_symmetric_and_never_wraps():
+    def noised(image: Image.Image) -> np.ndarray:
+        return pixels(apply(image, ImageOp(name=WORSE_SEEN["gaussian"], severity=0.1, key="k")))
+
+    error = noised(scene()) - pixels(scene())
+    assert 20 < error.std() < 27 and abs(error.mean()) < 0.7
+    # In a uint8 that wraps, a white picture would have black pixels, and a black one white ones.
+    assert noised(Image.new("RGB", (64, 64), (255, 255, 255))).min() > 255 * (1 - 6 * 0.1)
+    assert noised(Image.new("RGB", (64, 64))).max() < 255 * 6 * 0.1
+
+
+def test_swapped_pictures_are_others_and_more_of_them_with_severity():
+    media = POOL.media
+    shares = [sum(a != b for a, b in zip(media, any_other(media, POOL, s, "k"), strict=True))
+              for s in (0, 0.3, 0.6, 1)]
+    assert shares == sorted(shares) and shares[0] == 0 and shares[-1] == len(media)
+    few, many = (any_other(media, POOL, s, "k") for s in (0.5, 0.9))
+    assert all(m == f for m, f, own in zip(many, few, media, strict=True) if f != own)
+    with pytest.raises(SelfloopError, match="no picture besides"):
+        any_other(media[:1], Pool(media[:1], (0,)), 1, "k")
+
+
+def test_near_pictures_are_ordered_by_likeness():
+    own = (POOL.media[0],)
+    distance = [POOL.hashes[POOL.media.index(near_other(own, POOL, s)[0])].bit_count()
+                for s in (0, 0.01, 0.3, 0.5, 0.7, 1)]
+    assert distance == [0, 1, 2, 3, 4, 5]
+    with pytest.raises(SelfloopError, match="not in the pool"):
+        near_other((picture(99),), POOL, 1)
+
+
+def test_a_pool_is_hashed_from_the_files(tmp_path):
+    media = toyland.pictures(tmp_path, 3)
+    pool = pool_of([*media, media[0]], Library())
+    assert pool.media == tuple(media) and len(pool.hashes) == 3
+
+
+def test_reordering_moves_a_share_and_keeps_every_picture():
+    media = tuple(picture(i) for i in range(8))
+    moved = [sum(a != b for a, b in zip(media, reordered(media, s, "k"), strict=True))
+             for s in (0, 0.1, 0.25, 0.5, 1)]
+    assert moved == [0, 0, 2, 4, 8]
+    assert {m.sha256 for m in reordered(media, 0.7, "k")} == {m.sha256 for m in media}
+    with pytest.raises(SelfloopError, match="several pictures"):
+        reordered(media[:1], 1, "k")
+
+
+# -- texts ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", SWAPS)
+def test_swaps_change_what_is_named_and_nothing_else(kind):
+    named = {"entity": 7, "attribute": 4, "number": 3, "relation": 3}[kind]
+    for i in range(40):
+        changed = swapped(TEXT, kind, 1, f"k{i}")
+        assert changed == swapped(TEXT, kind, 1, f"k{i}")
+        mentions = SWAPS[kind](TEXT)
+        assert len(mentions) == named
+        pattern, at = "", 0
+        for start, end, choices in mentions:
+            either = "|".join(re.escape(c) for c in choices)
+            pattern += re.escape(TEXT[at:start]) + f"(?:{either})"
+            at = end
+        assert re.fullmatch(pattern + re.escape(TEXT[at:]), changed, re.I), changed
+        assert all(TEXT[s:e].lower() not in choices for s, e, choices in mentions)
+        assert changed[0].isupper(), "the case is kept"
+
+
+@pytest.mark.parametrize("kind", SWAPS)
+def test_severity_decides_how_many_swaps_and_never_undoes_one(kind):
+    words = TEXT.split()
+    total = len(SWAPS[kind](TEXT))
+    before: set[int] = set()
+    for part in range(total + 1):
+        now = swapped(TEXT, kind, part / total, "k").split()
+        if kind != "relation":  # a relation is of several words
+            changed = {i for i, (a, b) in enumerate(zip(words, now, strict=True)) if a != b}
+            assert len(changed) == part and before <= changed
+            before = changed
+    assert swapped(TEXT, kind, 0, "k") == TEXT != swapped(TEXT, kind, 0.01, "k")
+
+
+@pytest.mark.parametrize(("text", "kind", "allowed"), [
+    ("An apple.", "entity", {"An orange.", "An egg."}),
+    ("A red ball", "attribute", {f"A {c} ball" for c in (
+        "blue", "green", "yellow", "black", "white", "brown", "grey", "purple", "pink")}),
+    ("It has 0 doors", "number", {"It has 1 doors", "It has 2 doors", "It has 3 doors"}),
+    ("cats, a dog, cows, birds, an elephant, bears, zebras, a sheep and horses", "entity", {
+        "owls, a X, owls, owls, an owl, owls, owls, a X and owls"}),
+    ("small or large", "attribute", {"large or small"}),
+    ("MEN", "entity", {"WOMEN", "BOYS", "GIRLS"}),
+    ("the cup is above it", "relation", {"the cup is below it"}),
+    ("it costs 3.5 or 1,234 on the 2nd", "number", {"it costs 3.5 or 1,234 on the 2nd"}),
+    ("he left, right?", "relation", {"he left, right?"}),
+    ("a hotdog", "entity", {"a hotdog"}),
+    ("", "entity", {""}),
+])
+def test_swaps_truth_table(text, kind, allowed):
+    made = {swapped(text, kind, 1, f"{i}") for i in range(60)}
+    if "X" in str(allowed):  # "a owl" cannot be, so any other singular may stand there
+        made = {re.sub(r"(?<=\ba )\w+", "X", one) for one in made}
+    assert made == allowed
+
+
+def test_swaps_keep_to_a_closed_vocabulary():
+    words = frozenset({"cat", "blue", "1", "2"})
+    made = {swapped("a dog and 3 red cars", kind, 1, f"{i}", words)
+            for kind in SWAPS for i in range(40)}
+    assert made == {"a cat and 3 red cars", "a dog and 3 blue cars", "a dog and 1 red cars",
+                    "a dog and 2 red cars", "a dog and 3 red cars"}
+
+
+def test_truncation_cuts_from_the_end():
+    assert [truncated("one  two three four", s) for s in (0, 0.25, 0.5, 0.99, 1)] == [
+        "one  two three four", "one  two three", "one  two", "one", ""]
+    assert truncated("  padded ", 0) == "  padded " and truncated("", 1) == ""
+
+
+@pytest.mark.parametrize("severity", [-0.1, 1.1, float("nan")])
+def test_a_severity_outside_is_refused(severity):
+    for use in (lambda: truncated("a b", severity), lambda: swapped("2", "number", severity, ""),
+                lambda: worse_media((picture(),), "blur", severity, "k"),
+                lambda: Negatives(severity=severity)):
+        with pytest.raises(SelfloopError, match="severity"):
+            use()
+
+
+def test_eliciting_prompts_ask_for_more_with_severity():
+    context = asked().context
+    assert eliciting(context, 0, "k") == context
+    said = [eliciting(context, s, "k").text for s in (0.2, 0.5, 1)]
+    assert [("one" in t, "a few" in t, "many" in t) for t in said] == [
+        (True, False, False), (False, True, False), (False, False, True)]
+    assert len({eliciting(context, 1, f"{i}").text for i in range(200)}) == len(ELICITING) == 8
+
+
+def test_injection_asks_for_a_share_of_the_sentences():
+    context = asked().context
+    text = "One. Two. Three. Four."
+    assert injecting(context, text, 0) == context
+    assert [re.search(r"with (\d+) of", injecting(context, text, s).text)[1]
+            for s in (0.1, 0.5, 1)] == ["1", "2", "4"]
+    assert [m.role for m in injecting(context, text, 1).prompt] == ["user", "assistant", "user"]
+
+
+# -- the factory ----------------------------------------------------------------------------------
+
+
+def speaker(request, index: int) -> str:
+    """Says what it sees: two good answers differ, each astray request has an answer of its own."""
+    if not request.context.media:
+        return "a dog, I guess"
+    if request.context.media[0].ops or request.context.media[0] != picture(0):
+        return "a dog in a red car"
+    if "wrong" in request.context.text:
+        return "three dogs"
+    return "two cats in a red car." if "Answer" not in request.context.text else "x"
+
+
+def test_every_cause_makes_a_negative_under_the_plain_context():
+    causes = tuple(c for c in NEGATIVES if c != "shuffle")
+    sampler = Negatives(causes=causes, pool=POOL, n=2, severity=1, blind=True)
+    rollouts, _ = collect(sampler, speaker)
+    made = Counter(r.sampling.get("negative") for r in rollouts)
+    # "truncated" at severity 1 leaves nothing, and nothing in the answer is a relation.
+    expected = set(causes) - {"truncated", "relation"}
+    assert made == {None: 2, BLIND: 2, **dict.fromkeys(expected, 2)}
+    for r in rollouts:
+        if r.sampling.get("negative") not in (None, BLIND):
+            assert r.context == asked().context and r.turns[0].logprobs is None
+    entity = next(r for r in rollouts if r.sampling.get("negative") == "entity")
+    assert entity.text != "two cats in a red car." and entity.text.startswith("two ")
+    assert sum(entity.turns[0].mask) == len(entity.text), "all of it is trained"
+    again, _ = collect(sampler, speaker)
+    assert again == rollouts
+
+
+def test_severity_zero_makes_no_negative_and_shuffle_needs_several_pictures():
+    assert {r.sampling.get("negative") for r in collect(
+        Negatives(causes=("blur", "entity"), severity=0), speaker)[0]} == {None}
+    for n, expected in ((1, 0), (3, 2)):
+        made, _ = collect(Negatives(causes=("shuffle",), severity=1), speaker,
+                          asked(n_pictures=n))
+        assert sum(r.sampling.get("negative") == "shuffle" for r in made) == expected
+
+
+def test_a_text_that_ends_itself_keeps_its_end():
+    def quiet(request, index):
+        return "" if request.sampling.prefix else "two cats"
+
+    rollouts, engine = collect(Negatives(causes=("number",), severity=1, n=1), quiet)
+    bad = rollouts[-1]
+    assert bad.turns[0].token_ids[-1] == 0 and bad.finish_reason == "stop"
+    assert engine.decode(bad.turns[0].token_ids) == bad.text == engine.asked[-1].sampling.prefix
+
+
+def test_bad_names_and_missing_pools_are_said_when_built():
+    with pytest.raises(SelfloopError, match=r"no negative 'blurr'; there are: diffusion"):
+        Negatives(causes=("blurr",))
+    with pytest.raises(SelfloopError, match="pool_of"):
+        Negatives(causes=("near",))
+    with pytest.raises(SelfloopError, match="no image negative 'eliciting'"):
+        worse_media((picture(),), "eliciting", 1, "k")
+    with pytest.raises(SelfloopError, match="no text swap 'colour'"):
+        worse_text("red", "colour", 1, "k")
+
+
+def judged_group(*, seen: str, blind: str) -> Group:
+    def says(request, index):
+        if not request.context.media:
+            return blind
+        return seen if request.context.media[0].ops else "a cat"
+
+    rollouts, _ = collect(Negatives(causes=("blur",), blind=True), Scripted(says))
+    verdicts = tuple(Verdict(score=None if r.text == "?" else float(r.text == "a cat"))
+                     for r in rollouts)
+    return Group(sample=asked(), rollouts=tuple(rollouts), verdicts=verdicts)
+
+
+def test_audit_counts_what_the_groups_say():
+    looking = audit([judged_group(seen="a big dog", blind="a dog")])["blur"]
+    assert (looking.drawn, looking.judged, looking.wrong, looking.good_wrong) == (2, 2, 1.0, 0.0)
+    assert looking.length_ratio == 10 / 6 and looking.longer == 1.0  # the end token counts
+    assert (looking.differs_blind, looking.differs_by_chance) == (1.0, 0.0)
+    guessing = audit([judged_group(seen="a dog", blind="A  dog")])["blur"]
+    assert guessing.differs_blind == 0.0 and guessing.longer == 0.5
+    accidental = audit([judged_group(seen="a cat", blind="a cat")])["blur"]
+    assert accidental.wrong == 0.0
+    unknown = audit([judged_group(seen="?", blind="a dog")])["blur"]
+    assert unknown.judged == 0 and unknown.wrong is None and "wrong unknown" in str(unknown)
+    assert audit([]) == {}
+
+
+def test_blind_answers_can_be_taken_out_again():
+    group = judged_group(seen="a dog", blind="a cow")
+    (bare,) = without_blind([group])
+    assert len(bare.rollouts) == len(bare.verdicts) == 4 == len(group.rollouts) - 2
+    assert all(r.text != "a cow" for r in bare.rollouts)
+    (unjudged,) = without_blind([group.model_copy(update={"verdicts": ()})])
+    assert unjudged.verdicts == ()
