@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,8 @@ from statistics import fmean, median
 
 import numpy as np
 
-from selfloop import keys
+from selfloop import keys, probed
 from selfloop.evaluate.answers import expected_calibration_error
-from selfloop.evaluate.statistics import wilson
 from selfloop.roles import SelfloopError
 from selfloop.types import Sample, Verdict
 
@@ -27,22 +25,8 @@ class Known:
     right: bool
 
 
-@dataclass(frozen=True)
-class Share:
-    """k of n, with Wilson's 95 % interval; (0, 1) for n = 0."""
-
-    k: int
-    n: int
-
-    @property
-    def value(self) -> float:
-        """k / n; NaN for n = 0."""
-        return self.k / self.n if self.n else math.nan
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """(low, high)."""
-        return wilson(self.k, self.n)
+class Share(probed.Share):
+    """k of n with its interval, as JSON and to one decimal: an audit has hundreds of answers."""
 
     def to_json(self) -> dict[str, float | int | None]:
         """Counts, value (None for n = 0) and interval."""
