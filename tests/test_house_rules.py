@@ -17,20 +17,23 @@ LAYERS: list[tuple[str, ...]] = [
     ("selfloop.words", "selfloop.keys"),
     ("selfloop.types",),
     ("selfloop.calling",),
-    ("selfloop.roles",),
+    ("selfloop.roles", "selfloop.sampling"),
     ("selfloop.corruptions", "selfloop.places", "selfloop.decoding", "selfloop.likeness",
      "selfloop.pictures", "selfloop.media_index", "selfloop.durations", "selfloop.egress",
      "selfloop.yaml_lines",
      "selfloop.formats",
      "selfloop.sources",
      "selfloop.row_to_sample", "selfloop.data", "selfloop.store",
-     "selfloop.doors", "selfloop.floor", "selfloop.learning"),
+     "selfloop.doors", "selfloop.elsewhere", "selfloop.floor", "selfloop.learning"),
     ("selfloop.collect", "selfloop.organize", "selfloop.optimize", "selfloop.testbeds",
      "selfloop.gathering", "selfloop.splitting", "selfloop.answer_types", "selfloop.initialize"),
     ("selfloop.engines", "selfloop.doctor", "selfloop.machines"),
     ("selfloop.loop", "selfloop.evaluate", "selfloop.stepping", "selfloop.running"),
     ("selfloop.recipes", "selfloop.report"),
-    ("selfloop.proof", "selfloop.export", "selfloop.methods", "selfloop.config", "selfloop.probed",
+    ("selfloop.proof", "selfloop.export", "selfloop.methods", "selfloop.casting",
+     "selfloop.exporting",
+     "selfloop.config", "selfloop.config_sections",
+     "selfloop.probed",
      "selfloop.probing", "selfloop.choosing", "selfloop.costs", "selfloop.planning",
      "selfloop.checking", "selfloop.auditing", "selfloop.progress", "selfloop.sinks",
      "selfloop.serving"),
@@ -117,16 +120,22 @@ def test_sizes(path):
 
 
 def test_losses_stay_small():
+    """No function of a loss has more than 25 lines, its docstring left out."""
     for path in (SOURCE / "optimize" / "losses").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.FunctionDef) and node.name == "__call__":
-                assert node.end_lineno - node.lineno < 25, f"{path}: a loss is ten lines"
+            if isinstance(node, ast.FunctionDef):
+                first, *rest = node.body
+                told = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+                body = rest if told else node.body
+                size = body[-1].end_lineno - body[0].lineno + 1 if body else 0
+                assert size <= 25, f"{path}:{node.lineno} {node.name} has {size} lines"
 
 
 def test_the_learner_knows_no_method_by_name():
-    for name in ("optimize/learner.py", "learning.py", "running.py", "stepping.py"):
+    for name in ("optimize/learner.py", "optimize/assemble.py",
+                 "optimize/wide.py", "learning.py", "running.py", "stepping.py"):
         text = (SOURCE / name).read_text()
-        assert not re.search(r"\b(GRPO|DPO|SFT|STaR|RLOO)\b", text), name
+        assert not re.search(r"\b(\w*GRPO|\w*DPO|SFT|STaR|RLOO|KTO|BCO|GKD|SDFT)\b", text), name
 
 
 def test_no_catch_all_names():

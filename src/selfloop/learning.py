@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from selfloop import keys
 from selfloop.roles import Engine, Loss, Optim
@@ -29,7 +30,7 @@ def learn(engine: Engine, signals: Sequence[AnySignal], loss: Loss, optim: Optim
     known, scored = _known(engine, signals, loss, optim)
     plan = list(updates(signals, optim, key))
     sums: dict[str, float] = {}
-    prompts = _Prompts(engine, signals)
+    prompts = _Prompts(engine, signals, loss)
     for number, chosen in enumerate(plan):
         here = {what: {(j, name): table[(i, name)] for j, i in enumerate(chosen)
                        for name in signals[i].branches if (i, name) in table}
@@ -46,11 +47,30 @@ def learn(engine: Engine, signals: Sequence[AnySignal], loss: Loss, optim: Optim
     return {n: total / len(plan) for n, total in sums.items()} | counts | {"updates": len(plan)}
 
 
+def read_by(loss: Loss, signal: AnySignal) -> list[str]:
+    """The signal's branches that the loss runs: in its `reads` or `measured` (all, without those).
+
+    A teacher is scored before the first update and never run with gradients.
+    """
+    wanted = getattr(loss, "reads", None)
+    measured = measured_by(loss)
+    every = wanted is None or measured is None
+    return [name for name in signal.branches
+            if not (isinstance(signal, Distill) and name == "teacher")
+            and (every or name in (wanted or ()) or name in (measured or ()))]
+
+
+def measured_by(loss: Loss) -> frozenset[str] | None:
+    """The branches that the loss's first pass reads: its `measured`, else its `reads`."""
+    found: frozenset[str] | None = getattr(loss, "measured", getattr(loss, "reads", None))
+    return found
+
+
 class _Prompts:
     """How many tokens updates run where each prompt of an update is run once."""
 
-    def __init__(self, engine: Engine, signals: Sequence[AnySignal]) -> None:
-        self.engine, self.signals = engine, signals
+    def __init__(self, engine: Engine, signals: Sequence[AnySignal], loss: Loss) -> None:
+        self.engine, self.signals, self.loss = engine, signals, loss
         self._rows: dict[int, list[tuple[int, int, int]]] = {}
 
     def run(self, chosen: Sequence[int]) -> int:
@@ -62,9 +82,8 @@ class _Prompts:
         """(prompt, its tokens, the other tokens) of each of the signal's rows."""
         if i not in self._rows:
             signal = self.signals[i]
-            rows = [row for name, branch in signal.branches.items()
-                    if not (isinstance(signal, Distill) and name == "teacher")
-                    for row in self.engine.rows(branch)]
+            rows = [row for name in read_by(self.loss, signal)
+                    for row in self.engine.rows(signal.branches[name])]
             self._rows[i] = [(hash((row.token_ids[:row.prompt], *(m.identity for m in row.media))),
                               row.prompt, len(row.token_ids) - row.prompt) for row in rows]
         return self._rows[i]
@@ -115,30 +134,61 @@ def _units(signals: Sequence[AnySignal], whole_groups: bool) -> list[list[int]]:
 
 
 def _known(engine: Engine, signals: Sequence[AnySignal], loss: Loss, optim: Optim
-           ) -> tuple[dict[str, dict[tuple[int, str], list[float]]], int]:
+           ) -> tuple[dict[str, dict[tuple[int, str], Any]], int]:
     """Log-probs that do not change while learning, computed once, before the first update; and
     how many tokens were read for them."""
-    read = 0
-    tables: dict[str, dict[tuple[int, str], list[float]]] = {}
-
-    def table(what: str, wanted: list[tuple[int, str, Branch]], version: str) -> None:
-        nonlocal read
-        if wanted:
-            read += sum(len(row.token_ids) for _, _, b in wanted for row in engine.rows(b))
-            scored = engine.logprobs([branch for _, _, branch in wanted], version)
-            tables[what] = {(i, n): lp for (i, n, _), lp in zip(wanted, scored, strict=True)}
-
-    every = [(i, n, b) for i, s in enumerate(signals) for n, b in s.branches.items()
-             if not (isinstance(s, Distill) and n == "teacher")]
+    tables = _Tables(engine)
+    every = [(i, n, s.branches[n]) for i, s in enumerate(signals) for n in read_by(loss, s)]
+    reference = "seed" if optim.reference == "seed" else "current"
     if "reference" in loss.needs:
-        table("reference", every, "seed" if optim.reference == "seed" else "current")
-    if "old" in loss.needs:
-        table("old", [(i, "answer", s.branches["answer"]) for i, s in enumerate(signals)
-                      if isinstance(s, Advantage) and not _drawn(s.branches["answer"])], "current")
+        tables.add("reference", every, reference)
+    if "old" in loss.needs:  # where the sampler's own are kept apart, all of them are computed
+        tables.add("old", [(i, "answer", s.branches["answer"]) for i, s in enumerate(signals)
+                           if isinstance(s, Advantage) and (
+                               "drawn" in loss.needs or not _drawn(s.branches["answer"]))])
     if "teacher" in loss.needs:
-        table("teacher", [(i, "student", s.branches["teacher"]) for i, s in enumerate(signals)
-                          if isinstance(s, Distill)], "current")
-    return tables, read
+        tables.add("teacher", [(i, "student", s.branches["teacher"])
+                               for i, s in enumerate(signals) if isinstance(s, Distill)],
+                   getattr(loss, "teacher", "current"))
+    if "others" in loss.needs:
+        for wanted in getattr(loss, "others", ()):
+            tables.add_others(wanted, signals, reference if "reference" in loss.needs else None)
+    return tables.found, tables.read
+
+
+class _Tables:
+    """What is known of each (signal, branch), and how many tokens were read to know it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine: Any = engine
+        self.found: dict[str, dict[tuple[int, str], Any]] = {}
+        self.read = 0
+
+    def add(self, what: str, wanted: list[tuple[int, str, Branch]], version: str = "current",
+            **asks: Any) -> None:
+        """Score branches under a version: log-probs, or what else `asks` for."""
+        if wanted:
+            self.read += sum(len(row.token_ids) for _, _, branch in wanted
+                             for row in self.engine.rows(branch))
+            scored = self.engine.logprobs([branch for _, _, branch in wanted], version, **asks)
+            self.found.setdefault(what, {}).update(
+                {(i, n): lp for (i, n, _), lp in zip(wanted, scored, strict=True)})
+
+    def add_others(self, wanted: Any, signals: Sequence[AnySignal], reference: str | None) -> None:
+        """The likeliest tokens of one branch, to be scored in another (batch.Others)."""
+        has = [i for i, s in enumerate(signals)
+               if {wanted.source, wanted.branch} <= s.branches.keys()]
+        self.add("_top", [(i, wanted.branch, signals[i].branches[wanted.source]) for i in has],
+                 wanted.version, top=wanted.k)
+        top = self.found.pop("_top", {})
+        ids = {at: [[t for t, _ in place] for place in found] for at, found in top.items()}
+        self.found.setdefault("others", {}).update(ids)
+        self.found.setdefault("others_source", {}).update(
+            {at: [[lp for _, lp in place] for place in found] for at, found in top.items()})
+        if reference is not None:
+            self.add("others_reference", [
+                (i, wanted.branch, signals[i].branches[wanted.branch]) for i in has], reference,
+                others=[ids[(i, wanted.branch)] for i in has])
 
 
 def _drawn(branch: Branch) -> bool:

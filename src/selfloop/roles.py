@@ -28,43 +28,15 @@ from selfloop.calling import (
     reads,
     source_hash,
 )
+from selfloop.sampling import Contrast, Sampling
 from selfloop.types import AnySignal, Branch, Context, Rollout, Sample, Turn
 
 __all__ = [
-    "LABELS", "Engine", "Generate", "Guidance", "Known", "Loss", "Optim", "Organized", "Organizer",
-    "Request", "Sampler", "Sampling", "SelfloopError", "State", "Verifier", "as_verdict",
-    "call_by_name", "check_call", "component_named", "gold", "name_of", "parameters", "reads",
-    "source_hash",
+    "LABELS", "Contrast", "Engine", "Generate", "Guidance", "Known", "Loss", "Optim", "Organized",
+    "Organizer", "Request", "Sampler", "Sampling", "SelfloopError", "State", "Verifier",
+    "as_verdict", "call_by_name", "check_call", "component_named", "gold", "name_of",
+    "parameters", "reads", "source_hash",
 ]
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How to decode. Log-probs are reported after temperature, before top-k/top-p/min-p."""
-
-    temperature: float = 1.0
-    """0 is greedy."""
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    max_new_tokens: int = 256
-    stop: tuple[str, ...] = ()
-    prefix: str = ""
-    """Text forced at the start of the answer; its tokens get loss_mask 0."""
-
-    def __post_init__(self) -> None:
-        if 0 < self.temperature < 1e-6:
-            raise SelfloopError(f"{self}: so low a temperature divides by nothing; 0 is greedy")
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or not 0 <= self.min_p < 1:
-            raise SelfloopError(
-                f"{self}: temperature must be >= 0, top_p in (0, 1], min_p in [0, 1)"
-            )
-        if self.max_new_tokens < 1 or self.top_k < 0:
-            raise SelfloopError(f"{self}: max_new_tokens must be >= 1 and top_k >= 0 (0 = all)")
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether what is drawn follows the reported log-probs exactly."""
-        return self.temperature > 0 and self.top_p == 1 and not self.top_k and not self.min_p
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +81,8 @@ class Loss(Protocol):
 
     @property
     def needs(self) -> frozenset[str]:
-        """Of: reference, old, teacher, entropy."""
+        """Of: reference, old, drawn, teacher, entropy, collision, others, words, statistics;
+        see docs/losses.md."""
         ...
 
     def accepts(self, signal: AnySignal) -> bool:
@@ -171,7 +144,7 @@ class Engine(Protocol):
     """Everything selfloop asks of a model, local or remote."""
 
     supports: frozenset[str]
-    """Of: images, forced_prefix, stop, history, learn."""
+    """Of: images, forced_prefix, stop, history, learn, contrast, masked_attention, diversity."""
     version: int
     """The policy version that the current weights are."""
     name: str

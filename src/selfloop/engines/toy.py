@@ -32,7 +32,8 @@ class ToyEngine:
     vocabulary (in prompts and observations) become hashed ids above it.
     """
 
-    supports = frozenset({"images", "forced_prefix", "history", "learn"})
+    supports = frozenset({"images", "forced_prefix", "history", "learn", "contrast",
+                          "masked_attention", "diversity"})
     name = "toy"
 
     def __init__(self, words: Sequence[str] = WORDS, *, contexts: int = 128, positions: int = 6,
@@ -104,6 +105,8 @@ class ToyEngine:
         """Log-probs of the trained tokens; each is conditioned on the prompt of its stretch."""
         import torch
 
+        from selfloop.optimize.wide import asked, columns, in_order
+
         cells = [self._cells(row) for row in rows]
         counts = [len(c) for c in cells]
         where_N3 = torch.tensor([cell for c in cells for cell in c], dtype=torch.long).view(-1, 3)
@@ -113,7 +116,10 @@ class ToyEngine:
         never = torch.zeros(self.shape[2], dtype=torch.bool)
         never[[PAD, BOS, IMAGE]] = True
         logp_NV = torch.log_softmax(logits_NV.masked_fill(never, -torch.inf), -1)
-        found = torch.split(logp_NV.gather(-1, where_N3[:, 2:]).squeeze(-1), counts)
+        ask = asked(rows, in_order(rows), logp_NV.device)
+        drawn_N = logp_NV.gather(-1, where_N3[:, 2:]).squeeze(-1) if ask is None \
+            else columns(logp_NV, where_N3[:, 2], ask)
+        found = torch.split(drawn_N, counts)
         if not entropy:
             return list(found), None
         allowed_NV = logp_NV[:, ~never]
@@ -140,34 +146,74 @@ class ToyEngine:
         """n turns for each request."""
         with self.at_version(version):
             table = self.table.detach().numpy().copy()
-        return [[self._draw(table, request, i) for i in range(request.n)] for request in requests]
+        return [self._answers(table, request) for request in requests]
 
-    def _draw(self, table: np.ndarray, request: Request, draw: int) -> Turn:
+    def _answers(self, table: np.ndarray, request: Request) -> list[Turn]:
         prompt, media = self._prompt(request)
+        forced = tuple(self.ids[w] for w in request.sampling.prefix.split())
+        cells = self._read(request, (*prompt, *forced), media, forced)
+        taken = np.zeros((request.sampling.max_new_tokens, self.shape[2]))
+        return [self._draw(table, request, i, (prompt, media, forced), cells, taken)
+                for i in range(request.n)]
+
+    def _read(self, request: Request, start: tuple[int, ...], media: tuple[Media, ...],
+              forced: tuple[int, ...]) -> tuple[int, ...]:
+        """The row that is asked, and the contrast's; what is hidden is not in the address."""
+        sampling = request.sampling
         for medium in media:
             self._open(medium)
-        sampling = request.sampling
-        forced = [self.ids[w] for w in sampling.prefix.split()]
+        hidden = sampling.hides(range(len(media)), request.key) if sampling.hidden else ()
+        seen = [m for i, m in enumerate(media) if i not in hidden]
+        asked = self._address(start, seen)
+        if sampling.contrast is None or sampling.contrast.idle:
+            return (asked,)
+        if request.history:
+            raise SelfloopError("Sampling(contrast=...) is for the first turn: the other context "
+                                "has no history of its own; leave it out of later turns")
+        ids, others = self.render(sampling.contrast.context)
+        return asked, self._address((*ids, *forced), others)
+
+    def _logp(self, table: np.ndarray, request: Request, cells: tuple[int, ...], t: int
+              ) -> np.ndarray:
+        """Log-probs [V] of token number t, after the contrast and the temperature."""
+        rows = [table[cell, min(t, self.shape[1] - 1)].copy() for cell in cells]
+        for row in rows:
+            row[[PAD, BOS, IMAGE]] = -np.inf
+        logits, contrast = rows[0], request.sampling.contrast
+        if len(rows) == 2 and contrast is not None:
+            h, may = contrast.at(t), np.isfinite(logits)
+            if contrast.floor:
+                may &= logits >= logits.max() + np.log(contrast.floor)
+            logits = np.where(may, (1 - h) * np.where(may, logits, 0)
+                              + h * np.where(may, rows[1], 0), -np.inf)
+        logits = logits / (request.sampling.temperature or 1.0)
+        logp: np.ndarray = logits - logits.max()
+        logp -= np.log(np.exp(logp).sum())
+        return logp
+
+    def _draw(self, table: np.ndarray, request: Request, draw: int,
+              given: tuple[tuple[int, ...], tuple[Media, ...], tuple[int, ...]],
+              cells: tuple[int, ...], taken: np.ndarray) -> Turn:
+        (prompt, media, forced), sampling = given, request.sampling
         u = keys.uniforms(f"{request.key}/{draw}", sampling.max_new_tokens)
         tokens, logprobs = list(forced), [0.0] * len(forced)
-        start = (*prompt, *forced)
-        cell = self._address(start, media)
-        temperature = sampling.temperature or 1.0
         for t in range(sampling.max_new_tokens):
-            logits = table[cell, min(t, self.shape[1] - 1)] / temperature
-            logits[[PAD, BOS, IMAGE]] = -np.inf
-            logp = logits - logits.max()
-            logp -= np.log(np.exp(logp).sum())
-            token = int(logp.argmax()) if sampling.temperature == 0 else min(
-                int(np.searchsorted(np.cumsum(np.exp(logp)), u[t], side="right")),
-                len(logp) - 1)
+            logp = self._logp(table, request, cells, t)
+            chosen = logp - sampling.diversity * taken[t] if sampling.diversity else logp
+            p = np.exp(chosen) if not sampling.diversity else np.exp(chosen) / np.exp(chosen).sum()
+            token = int(chosen.argmax()) if sampling.temperature == 0 else min(
+                int(np.searchsorted(np.cumsum(p), u[t], side="right")), len(logp) - 1)
             tokens.append(token)
             logprobs.append(float(logp[token]))
+            if sampling.diversity:
+                taken[t, token] += 1
             if token == EOS:
                 break
+        nameless = sampling.guides or (sampling.temperature == 0 and not sampling.diversity)
         return Turn(
             prompt_token_ids=prompt, media=media, token_ids=tuple(tokens),
-            logprobs=tuple(logprobs) if sampling.temperature else None, temperature=temperature,
+            logprobs=None if nameless else tuple(logprobs),
+            temperature=sampling.temperature or 1.0,
             loss_mask=(0,) * len(forced) + (1,) * (len(tokens) - len(forced)),
             finish_reason="stop" if tokens[-1] == EOS else "length",
         )

@@ -1,16 +1,20 @@
-"""From log-probs of rows to the tensors of a `Batch`; and which signals share a micro-batch."""
+"""From signals to the tensors of a `Batch`; and which signals share a micro-batch."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 
+from selfloop.learning import measured_by, read_by
 from selfloop.optimize.batch import Batch, Policy, Scored
 from selfloop.optimize.rows import Row, Weight
-from selfloop.roles import Known, SelfloopError
-from selfloop.types import Advantage, AnySignal
+from selfloop.optimize.wide import alike, checked, widened
+from selfloop.roles import Known, Loss, SelfloopError
+from selfloop.types import Advantage, AnySignal, Pair
 
 
 def micro_batches(policy: Policy, signals: Sequence[AnySignal],
@@ -58,26 +62,143 @@ def chunks(rows: Sequence[Row], budget: int) -> list[list[int]]:
     return [chunk for chunk in found if chunk]
 
 
-def padded(parts: Sequence[Any]) -> Any:
-    return torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
+@dataclass(frozen=True)
+class Update:
+    """The signals of one optimizer update, as rows, with all that is known about them."""
+
+    policy: Policy
+    signals: tuple[AnySignal, ...]
+    loss: Loss
+    known: Known
+    rows: tuple[dict[str, list[Row]], ...]
+    """For each signal the rows of every branch that the loss reads."""
+
+    @classmethod
+    def of(cls, policy: Policy, signals: Sequence[AnySignal], loss: Loss, known: Known) -> Update:
+        """Raises SelfloopError naming a signal that the loss cannot read."""
+        for signal in signals:
+            if not loss.accepts(signal):
+                raise SelfloopError(
+                    f"loss {type(loss).__name__} cannot read a {signal.kind} with branches "
+                    f"{sorted(signal.branches)} (sample {signal.sample})")
+        others, collision = known.get("others", {}), "collision" in loss.needs
+        words = [policy.encode(w)[0] for w in getattr(loss, "words", ())] \
+            if "words" in loss.needs else []
+
+        def rows(i: int, name: str) -> list[Row]:
+            plain = policy.rows(signals[i].branches[name])
+            found: Any = others.get((i, name)) or (
+                [words] * sum(row.count for row in plain) if words else None)
+            return widened(plain, found, 0, collision) if found or collision else plain
+
+        return cls(policy, tuple(signals), loss, known, tuple(
+            {name: rows(i, name) for name in read_by(loss, s)} for i, s in enumerate(signals)))
+
+    @property
+    def tokens(self) -> dict[str, list[int]]:
+        """Trained tokens of each signal's branches, 0 where it has no such branch."""
+        names = sorted({name for r in self.rows for name in r})
+        return {n: [sum(x.count for x in r.get(n, ())) for r in self.rows] for n in names}
+
+    def names(self, index: list[int], measuring: bool = False) -> list[str]:
+        """Branches of the signals at `index` that the loss, or its first pass, looks at."""
+        wanted = measured_by(self.loss) if measuring else getattr(self.loss, "reads", None)
+        return sorted(n for n in self.rows[index[0]] if wanted is None or n in wanted)
+
+    def trained(self) -> int:
+        """Trained tokens that get a gradient."""
+        return sum(row.count for i, named in enumerate(self.rows)
+                   for n in self.names([i]) for row in named[n])
+
+    def batch(self, index: list[int], names: list[str], state: Mapping[str, float],
+              whole: Mapping[str, Any], forward: bool = True) -> Batch:
+        """The signals at `index`, run through the policy (or with NaN for what it would say)."""
+        rows = [self.rows[i] for i in index]
+        flat = alike([row for n in names for r in rows for row in r[n]])
+        logps, entropies = self._run(flat, forward)
+        ends = list(accumulate((len(r[n]) for n in names for r in rows), initial=0))
+        parts = [torch.cat(list(logps[a:b])) for a, b in pairwise(ends)]
+        heat = [torch.cat(list(entropies[a:b])) for a, b in pairwise(ends)] if entropies else []
+        wide, b = flat[0].wide if flat else None, len(index)
+        branches = {}
+        for at, name in enumerate(names):
+            mine = slice(at * b, at * b + b)
+            branches[name] = _Parts(name, parts[mine], heat[mine], [r[name] for r in rows], index,
+                                    self.known, wide.k if wide else 0).scored()
+        signals = [self.signals[i] for i in index]
+        answer = branches.get("answer")
+        like: dict[str, Any] = {"dtype": parts[0].dtype, "device": parts[0].device}
+        return Batch(
+            tuple(signals), branches, torch.tensor([s.weight for s in signals], **like),
+            advantages(signals, answer) if answer is not None else None,
+            torch.tensor([s.margin if isinstance(s, Pair) else 0.0 for s in signals], **like),
+            tuple(index), self.signals, whole, state)
+
+    def _run(self, rows: list[Row], forward: bool) -> tuple[list[Any], list[Any] | None]:
+        if forward:
+            logps, entropies = self.policy.logps(rows, entropy="entropy" in self.loss.needs)
+            checked(self.policy, rows, logps)
+            return logps, entropies
+        first = next(iter(self.policy.trainable().values()))
+        wide = torch.promote_types(first.dtype, torch.float32)
+        return [torch.full((row.count,), torch.nan, dtype=wide, device=first.device)
+                for row in rows], None
 
 
-def scored(name: str, parts: list[Any], entropy: list[Any], rows: list[list[Row]],
-            index: list[int], known: Known) -> Scored:
-    mask_BT = padded([torch.ones_like(p) for p in parts]).detach()
+@dataclass(frozen=True)
+class _Parts:
+    """One branch of a micro-batch before it is padded; one tensor a signal."""
 
-    def given(what: str, otherwise: Sequence[Any] = (None,) * len(index)) -> Any | None:
-        table = known.get(what, {})
-        found = [table.get((i, name), other) for i, other in zip(index, otherwise, strict=True)]
+    name: str
+    logps: list[Any]
+    """[n], or [n, columns] where rows asked for more."""
+    entropies: list[Any]
+    rows: list[list[Row]]
+    index: list[int]
+    known: Known
+    k: int
+
+    def scored(self) -> Scored:
+        parts = [p if p.ndim == 1 else p[:, 0] for p in self.logps]
+        wide = self.logps[0].ndim == 2
+        drawn = self._drawn()
+        old = self._given("old", drawn)
+        return Scored(
+            padded(parts), padded([torch.ones_like(p) for p in parts]).detach(),
+            self._tensor(old), self._tensor(drawn), self._tensor(self._given("reference")),
+            self._tensor(self._given("teacher")),
+            padded(self.entropies) if self.entropies else None, self._ids(),
+            padded([p[:, -1] for p in self.logps]) if wide and self._asks_collision() else None,
+            padded([p[:, 1:1 + self.k] for p in self.logps]) if self.k else None,
+            self._tensor(self._given("others_reference")),
+            self._tensor(self._given("others_source")))
+
+    def _asks_collision(self) -> bool:
+        return any(row.wide is not None and row.wide.collision for rs in self.rows for row in rs)
+
+    def _ids(self) -> Any:
+        return torch.nn.utils.rnn.pad_sequence(
+            [torch.tensor([t for r in rs for t in r.trained_ids], dtype=torch.long)
+             for rs in self.rows], batch_first=True, padding_value=-1).to(self.logps[0].device)
+
+    def _drawn(self) -> list[Any]:
+        return [None if any(r.drawn is None for r in rs) else [x for r in rs for x in r.drawn or ()]
+                for rs in self.rows]
+
+    def _given(self, what: str, otherwise: Sequence[Any] | None = None) -> list[Any]:
+        table = self.known.get(what, {})
+        return [table.get((i, self.name), other) for i, other in
+                zip(self.index, otherwise or (None,) * len(self.index), strict=True)]
+
+    def _tensor(self, found: Sequence[Any]) -> Any | None:
         if any(f is None for f in found):
             return None
-        return padded([torch.tensor(f, dtype=parts[0].dtype, device=parts[0].device)
-                        for f in found])
+        like = self.logps[0]
+        return padded([torch.tensor(f, dtype=like.dtype, device=like.device) for f in found])
 
-    drawn = [None if any(r.drawn is None for r in rs) else [x for r in rs for x in r.drawn or ()]
-             for rs in rows]
-    return Scored(padded(parts), mask_BT, given("old", drawn), given("reference"),
-                  given("teacher"), padded(entropy) if entropy else None)
+
+def padded(parts: Sequence[Any]) -> Any:
+    return torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
 
 
 def advantages(signals: Sequence[AnySignal], answer: Scored) -> Any:
@@ -97,7 +218,9 @@ def advantages(signals: Sequence[AnySignal], answer: Scored) -> Any:
 def gaps(batch: Batch) -> list[float]:
     """Largest |sampler - learner| log-prob gap of each drawn answer in this micro-batch."""
     answer = batch.branches.get("answer")
-    if answer is None or answer.old_BT is None:
+    found = None if answer is None else answer.old_BT if answer.drawn_BT is None \
+        else answer.drawn_BT
+    if answer is None or found is None:
         return []
-    gap_BT = (answer.logp_BT.detach() - answer.old_BT).abs() * answer.mask_BT
+    gap_BT = (answer.logp_BT.detach() - found).abs() * answer.mask_BT
     return [float(g) for g in gap_BT.amax(-1)]

@@ -27,7 +27,7 @@ def answering(model: Any, fork: Fork | None) -> Iterator[None]:
     if fork is None:
         yield
         return
-    configs = _configs(model)
+    configs = configs_of(model)
     before = [config._attn_implementation for config in configs]
     with forking(fork):
         try:
@@ -42,7 +42,7 @@ def answering(model: Any, fork: Fork | None) -> Iterator[None]:
 _known: WeakKeyDictionary[Any, list[Any]] = WeakKeyDictionary()
 
 
-def _configs(model: Any) -> list[Any]:
+def configs_of(model: Any) -> list[Any]:
     """The configurations that the decoder's layers look at; found once, used at every token."""
     if model not in _known:
         decoder = model.get_decoder() if hasattr(model, "get_decoder") else model

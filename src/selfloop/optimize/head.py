@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from selfloop.optimize.wide import Asked, columns
+
 CHUNK = 2**26
 """Logits held at a time (256 MiB in float32); more are recomputed in the backward pass."""
 
@@ -101,22 +103,27 @@ class Head:
         return value
 
     def logps(self, hidden_MD: torch.Tensor, ids_M: torch.Tensor, temperature_M: torch.Tensor,
-              entropy: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Log-probs of `ids_M` (nats) and, if asked, entropies, in float32 or wider."""
+              entropy: bool = False, ask: Asked | None = None
+              ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Log-probs of `ids_M` (nats) and, if asked, entropies, in float32 or wider.
+
+        With `ask` a matrix of them, see `rows.Wide`.
+        """
         rows = max(1, self.chunk // len(self.banned_V))
         parts = []
         for at in range(0, len(hidden_MD), rows):
             part = (hidden_MD[at:at + rows], ids_M[at:at + rows], temperature_M[at:at + rows],
-                    entropy)
+                    entropy, ask and ask.rows(slice(at, at + rows)))
             again = len(hidden_MD) > rows and torch.is_grad_enabled()
             parts.append(checkpoint(self._chunk, *part, use_reentrant=False,
                                     preserve_rng_state=False) if again else self._chunk(*part))
         if not parts:
-            parts = [self._chunk(hidden_MD, ids_M, temperature_M, entropy)]
+            parts = [self._chunk(hidden_MD, ids_M, temperature_M, entropy, ask)]
         return (torch.cat([p[0] for p in parts]),
                 torch.cat([p[1] for p in parts]) if entropy else None)
 
-    def _chunk(self, hidden_MD: Any, ids_M: Any, temperature_M: Any, entropy: bool) -> Any:
+    def _chunk(self, hidden_MD: Any, ids_M: Any, temperature_M: Any, entropy: bool,
+               ask: Asked | None) -> Any:
         logits_MV = hidden_MD
         if self.separate:
             logits_MV = self.model.get_output_embeddings()(hidden_MD)
@@ -124,6 +131,8 @@ class Head:
                 logits_MV = self.cap * torch.tanh(logits_MV / self.cap)
             elif self.scale != 1.0:
                 logits_MV = logits_MV * self.scale
+        if ask is not None:
+            return wide_logps(logits_MV, ids_M, temperature_M, self.banned_V, entropy, ask)
         # A plain linear layer keeps its input, not its output, which is then nobody else's.
         head = self.model.get_output_embeddings()
         spent = bool(self.separate) and not self.cap and type(head) is torch.nn.Linear
@@ -142,6 +151,19 @@ def token_logps(
     logp_N, entropy_N = _TokenLogps.apply(
         logits_NV, ids_N, temperature_N, banned_V, entropy, spent)
     return logp_N, entropy_N if entropy else None
+
+
+def wide_logps(logits_NV: torch.Tensor, ids_N: torch.Tensor, temperature_N: torch.Tensor,
+               banned_V: torch.Tensor, entropy: bool, ask: Asked
+               ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """As `token_logps`, but the matrix that rows.Wide describes; keeps the whole distribution."""
+    wide = torch.promote_types(logits_NV.dtype, torch.float32)
+    z_NV = logits_NV.to(wide) / temperature_N[:, None].to(wide)
+    logp_NV = torch.log_softmax(z_NV.masked_fill(banned_V, -torch.inf), -1)
+    found_NC = columns(logp_NV, ids_N, ask)
+    if not entropy:
+        return found_NC, None
+    return found_NC, -(logp_NV.exp() * logp_NV.masked_fill(banned_V, 0.0)).sum(-1)
 
 
 _BLOCK = 2**21

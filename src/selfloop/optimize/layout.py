@@ -36,6 +36,8 @@ class Layout:
         self.ids: list[int] = []
         """What is predicted there: `firsts`, then `later`."""
         self.temperatures: list[float] = []
+        self.places: list[tuple[int, int]] = []
+        """(row, which of its trained tokens) of each of `ids`."""
         self.back: list[int] = []
         """For each row in the given order, places of its trained tokens in `ids`."""
         self._lay(rows)
@@ -64,9 +66,11 @@ class Layout:
         place: dict[int, list[int]] = {i: [n] for n, i in enumerate(first)}
         self.ids = [rows[i].token_ids[rows[i].prompt] for i in first]
         self.temperatures = [rows[i].temperature for i in first]
+        self.places = [(i, 0) for i in first]
         for i in self.order:
             p, at = rows[i].prompt, len(self.ids)
             place.setdefault(i, []).extend(range(at, at + len(later[i])))
             self.ids += [rows[i].token_ids[p + 1 + k] for k in later[i]]
             self.temperatures += [rows[i].temperature] * len(later[i])
+            self.places += [(i, n + (i in first)) for n in range(len(later[i]))]
         self.back = [n for i in range(len(rows)) for n in place[i]]

@@ -7,100 +7,78 @@ whole batch, so micro-batching cannot change the mathematics.
 from __future__ import annotations
 
 import json
+import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from selfloop.optimize.assemble import advantages, chunks, gaps, micro_batches, scored
-from selfloop.optimize.batch import Batch, Policy, Scored
+from selfloop.optimize.assemble import Update, chunks, gaps, micro_batches
+from selfloop.optimize.batch import Batch, Policy
 from selfloop.optimize.memory import fitting
+from selfloop.optimize.monitors import Sums, added, watched
+from selfloop.optimize.monitors import means as monitored
 from selfloop.optimize.rows import Row
+from selfloop.optimize.versions import Versions, contiguous
+from selfloop.optimize.wide import alike, checked, widened
 from selfloop.roles import Known, Loss, Optim, SelfloopError
-from selfloop.types import AnySignal, Branch, Pair
+from selfloop.types import AnySignal, Branch
 
 _LEAST = 16
 """Tokens of a micro-batch below which it holds one signal, whatever its size."""
 
 
-class Learner:
-    """Holds the optimizer and the published versions of one policy's trainable tensors."""
+class Learner(Versions):
+    """Holds the optimizer of one policy's trainable tensors, beside their versions."""
 
     def __init__(self, policy: Policy, *, tokens_per_batch: int = 16384) -> None:
-        self.policy = policy
+        super().__init__(policy)
         self.tokens_per_batch = self.asked_per_batch = tokens_per_batch
-        self.version = 0
         self._optimizer: torch.optim.AdamW | None = None
-        self._seed = self._copy()
-        self._published: dict[int, dict[str, torch.Tensor]] = {}
-
-    # -- versions ---------------------------------------------------------------------------
-
-    def _copy(self) -> dict[str, torch.Tensor]:
-        return {n: p.detach().clone() for n, p in self.policy.trainable().items()}
-
-    def _put(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        with torch.no_grad():
-            for name, parameter in self.policy.trainable().items():
-                parameter.copy_(tensors[name])
-
-    def publish(self, version: int, keep: int) -> None:
-        """Name the current weights; with keep > 0 older versions stay for sampling."""
-        if keep > 0 and self.version != version and self.version not in self._published:
-            raise SelfloopError(
-                f"version {self.version} was overwritten before {version} was published")
-        self.version = version
-        if keep > 0:
-            self._published[version] = self._copy()
-            for old in [v for v in self._published if v < version - keep]:
-                del self._published[old]
-
-    @contextmanager
-    def at_version(self, version: int | str) -> Iterator[None]:
-        """Run with another version's weights: "current", "seed" or a published number."""
-        if version == "current" or version == self.version:
-            yield
-            return
-        tensors = self._seed if version == "seed" else self._published.get(int(version))
-        if tensors is None:
-            raise SelfloopError(
-                f"asked for policy version {version}, but the engine holds {self.version}"
-                f"{' and ' + str(sorted(self._published)) if self._published else ''}"
-            )
-        now = self._copy()
-        self._put(tensors)
-        try:
-            yield
-        finally:
-            self._put(now)
+        self.states: dict[str, dict[str, float]] = {}
+        """What losses carry from update to update, by their description."""
+        self._decay: float | None = None
+        """Of the averaged weights; None until a loss asks for them."""
 
     def restart(self) -> None:
-        """Back to the seed: its weights as version 0, a fresh optimizer, nothing else published."""
-        self._put(self._seed)
+        """Back to the seed: its weights as version 0, a fresh optimizer, nothing remembered."""
+        self._forget()
         self.reset_optimizer()
-        self.version, self._published = 0, {}
+        self.states, self._decay = {}, None
 
     # -- scoring ----------------------------------------------------------------------------
 
-    def logprobs(self, branches: Sequence[Branch], version: int | str = "current"
-                 ) -> list[list[float]]:
-        """Log-probs of each branch's trained tokens, rows concatenated."""
+    def logprobs(self, branches: Sequence[Branch], version: int | str = "current", *,
+                 others: Sequence[Sequence[Sequence[int]]] | None = None, top: int = 0
+                 ) -> list[Any]:
+        """Log-probs of each branch's trained tokens, rows concatenated: a list of floats a branch.
+
+        With `others` (for each branch, each token, K ids) those tokens' log-probs, K a token; with
+        `top` the (id, log-prob) of the so many likeliest tokens in place of each.
+        """
         rows_of = [self.policy.rows(branch) for branch in branches]
-        flat = [row for rows in rows_of for row in rows]
+        if others is not None or top:
+            ids = others if others is not None else [None] * len(branches)
+            rows_of = [widened(rows, mine, top) for rows, mine in zip(rows_of, ids, strict=True)]
+        flat = alike([row for rows in rows_of for row in rows])
         with torch.no_grad(), self.at_version(version):
             most = sum(len(row.token_ids) for row in flat)
             found = fitting(lambda: self._scores(flat), lambda why: self._halve(why, most))
         scored = iter(found)
-        return [[x for _ in rows for x in next(scored)] for rows in rows_of]
+        each = [[x for _ in rows for x in next(scored)] for rows in rows_of]
+        if top:
+            return [[_likeliest(x, top) for x in tokens] for tokens in each]
+        return each if others is None else [[x[1:] for x in tokens] for tokens in each]
 
-    def _scores(self, rows: Sequence[Row]) -> list[list[float]]:
-        found: list[list[float]] = []
+    def _scores(self, rows: Sequence[Row]) -> list[list[Any]]:
+        found: list[list[Any]] = []
         for chunk in chunks(rows, self.tokens_per_batch * 4):
-            logps, _ = self.policy.logps([rows[i] for i in chunk])
+            mine = [rows[i] for i in chunk]
+            logps, _ = self.policy.logps(mine)
+            checked(self.policy, mine, logps)
             found += [lp.tolist() for lp in logps]
         return found
 
@@ -146,34 +124,57 @@ class Learner:
 
     def _forward_backward(self, signals: Sequence[AnySignal], loss: Loss, known: Known
                           ) -> dict[str, float]:
-        rows = [{name: self.policy.rows(branch) for name, branch in s.branches.items()
-                 if not (s.kind == "distill" and name == "teacher")} for s in signals]
-        refused = next((s for s in signals if not loss.accepts(s)), None)
-        if refused is not None:
-            raise SelfloopError(
-                f"loss {type(loss).__name__} cannot read a {refused.kind} with branches "
-                f"{sorted(refused.branches)} (sample {refused.sample})")
-        names = sorted({name for r in rows for name in r})
-        tokens = {n: [sum(x.count for x in r.get(n, ())) for r in rows] for n in names}
-        units = loss.units(signals, tokens)
-        totals: dict[str, float] = {}
+        update = Update.of(self.policy, signals, loss, known)
+        units = loss.units(signals, update.tokens)
+        chunks = micro_batches(self.policy, signals, update.rows, self.tokens_per_batch)
+        state = self.states.get(_described(loss), {})
+        whole = self._measured(update, chunks, state)
+        weighed: dict[str, float] = {}
+        means: dict[str, float] = {}
         gap: list[float] = []
-        for chunk in micro_batches(self.policy, signals, rows, self.tokens_per_batch):
-            batch = self._batch([signals[i] for i in chunk], [rows[i] for i in chunk], chunk,
-                                loss, known)
+        sums: Sums = {}
+        for chunk in chunks:
+            batch = update.batch(chunk, update.names(chunk), state, whole)
             terms = loss(batch)
-            total = sum(w * x / max(units[name], 1e-12) for name, (w, x) in terms.items())
-            self._backward(total, batch)
+            self._backward(sum(w * x / max(units[name], 1e-12)
+                               for name, (w, x) in terms.items()), batch)
             for name, (w, x) in terms.items():
-                share = w * float(x.detach()) / max(units[name], 1e-12)
-                totals[name] = totals.get(name, 0.0) + share
+                share = float(x.detach()) / max(units[name], 1e-12)
+                means[name] = means.get(name, 0.0) + share
+                weighed[name] = weighed.get(name, 0.0) + w * share
             gap += gaps(batch)
-        every = [row for named in rows for rs in named.values() for row in rs]
-        totals["tokens_read"] = float(sum(len(row.token_ids) for row in every))
-        totals["tokens_trained"] = float(sum(row.count for row in every))
-        if gap:
-            totals["sampler_gap"] = max(gap)
-        return totals
+            added(sums, watched(loss, batch))
+        self._carry(loss, state, means, whole)
+        every = [row for named in update.rows for rs in named.values() for row in rs]
+        weighed["tokens_read"] = float(sum(len(row.token_ids) for row in every))
+        weighed["tokens_trained"] = float(update.trained())
+        return monitored(sums) | weighed | ({"sampler_gap": max(gap)} if gap else {})
+
+    def _measured(self, update: Update, chunks: Sequence[list[int]], state: Mapping[str, float]
+                  ) -> dict[str, torch.Tensor]:
+        """The loss's statistics of the whole update, by a first pass without gradients."""
+        loss: Any = update.loss
+        whole: dict[str, torch.Tensor] = {}
+        if "statistics" not in loss.needs:
+            return whole
+        for chunk in chunks:
+            names = update.names(chunk, measuring=True)
+            if not names:  # of signals that another part of a mixture reads
+                continue
+            with torch.no_grad():
+                batch = update.batch(chunk, names, state, {},
+                                     getattr(loss, "measures_policy", True))
+                for name, found_B in loss.measure(batch).items():
+                    whole.setdefault(name, found_B.new_full((len(update.signals),), torch.nan)
+                                     )[chunk] = found_B
+        return whole
+
+    def _carry(self, loss: Any, state: Mapping[str, float], means: Mapping[str, float],
+               whole: Mapping[str, torch.Tensor]) -> None:
+        """What the loss remembers of this update; whether it wants averaged weights kept."""
+        if hasattr(loss, "adapt"):
+            self.states[_described(loss)] = loss.adapt(state, means, whole)
+        self._decay = getattr(loss, "ema", None) or self._decay
 
     def _backward(self, total: Any, batch: Batch) -> None:
         if not torch.isfinite(total):
@@ -182,31 +183,6 @@ class Learner:
                 f"the loss became {float(total.detach())} on samples {samples}: nothing was "
                 "stepped; lower Optim.lr or look at these samples with `selfloop show`")
         total.backward()
-
-    def _batch(self, signals: list[AnySignal], rows: list[dict[str, list[Row]]], index: list[int],
-               loss: Loss, known: Known) -> Batch:
-        names = sorted(rows[0])
-        flat = [row for n in names for r in rows for row in r[n]]
-        logps, entropies = self.policy.logps(flat, entropy="entropy" in loss.needs)
-        at = 0
-        branches: dict[str, Scored] = {}
-        for name in names:
-            parts: list[Any] = []
-            entropy: list[Any] = []
-            for r in rows:
-                upto = at + len(r[name])
-                parts.append(torch.cat(logps[at:upto]))
-                if entropies is not None:
-                    entropy.append(torch.cat(entropies[at:upto]))
-                at = upto
-            branches[name] = scored(name, parts, entropy, [r[name] for r in rows], index, known)
-        answer = branches.get("answer")
-        like = {"dtype": logps[0].dtype, "device": logps[0].device}
-        return Batch(
-            tuple(signals), branches, torch.tensor([s.weight for s in signals], **like),
-            advantages(signals, answer) if answer is not None else None,
-            torch.tensor([s.margin if isinstance(s, Pair) else 0.0 for s in signals], **like),
-        )
 
     def optim_step(self, optim: Optim, lr: float) -> dict[str, float]:
         """Clip, step, clear. Refuses to step on a gradient that is not finite."""
@@ -222,7 +198,10 @@ class Learner:
             group["lr"] = lr
             group["weight_decay"] = optim.weight_decay
             group["betas"] = optim.betas
+        before = self._copy() if self._decay and not self._average else {}
         optimizer.step()
+        if self._decay:
+            self._average_in(self._decay, before)
         optimizer.zero_grad(set_to_none=True)
         return {"grad_norm": norm}
 
@@ -253,25 +232,21 @@ class Learner:
     def save_state(self, folder: Path) -> None:
         """Trainable weights, moments and published versions: safetensors and JSON only."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(_contiguous(self._copy()), folder / "trainable.safetensors")
-        for version, tensors in self._published.items():
-            save_file(_contiguous(tensors), folder / f"published-{version}.safetensors")
+        about = self._save_weights(folder)
         moments: dict[str, torch.Tensor] = {}
         if self._optimizer is not None:
             for name, parameter in self.policy.trainable().items():
                 for key, value in self._optimizer.state.get(parameter, {}).items():
                     moments[f"{key}/{name}"] = value
-        save_file(_contiguous(moments), folder / "optimizer.safetensors")
+        save_file(contiguous(moments), folder / "optimizer.safetensors")
         (folder / "learner.json").write_text(json.dumps(
-            {"version": self.version, "published": sorted(self._published), **self.settled()}))
+            about | {"losses": self.states, "decay": self._decay} | self.settled()))
 
     def load_state(self, folder: Path) -> None:
         """The inverse of `save_state`, bit for bit."""
         about = json.loads((folder / "learner.json").read_text())
-        self._put(load_file(folder / "trainable.safetensors"))
-        self.version = about["version"]
-        self._published = {
-            v: load_file(folder / f"published-{v}.safetensors") for v in about["published"]}
+        self._load_weights(folder, about)
+        self.states, self._decay = about.get("losses", {}), about.get("decay")
         self.settle(about)
         self.reset_optimizer()
         moments = load_file(folder / "optimizer.safetensors")
@@ -284,6 +259,14 @@ class Learner:
                     if (found := moments.get(f"{key}/{name}")) is not None}
 
 
-def _contiguous(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Copies that share no storage, as safetensors asks."""
-    return {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
+def _likeliest(columns: Sequence[float], top: int) -> list[tuple[int, float]]:
+    """(id, log-prob) of the likeliest tokens, from what `rows.Wide` gives for one place."""
+    logps, ids = columns[1:1 + top], columns[1 + top:1 + 2 * top]
+    if logps[-1] == -float("inf"):
+        raise SelfloopError(f"top={top}: fewer tokens can be drawn at all; ask for less")
+    return [(int(i), lp) for i, lp in zip(ids, logps, strict=True)]
+
+
+def _described(loss: Loss) -> str:
+    """A loss's repr without addresses, which change from process to process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(loss))

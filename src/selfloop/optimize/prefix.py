@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from selfloop.optimize import fork as forks
+from selfloop.optimize import wide
 from selfloop.optimize.checkpointing import answering
 from selfloop.optimize.head import Head
 from selfloop.optimize.layout import Layout, prompt_key
@@ -145,7 +146,8 @@ class Shared:
             hidden.append(self._answers(rows, laid, ran))
         logp_M, entropy_M = self.head.logps(
             torch.cat(hidden), _index(laid.ids, device),
-            torch.tensor(laid.temperatures, device=device), entropy)
+            torch.tensor(laid.temperatures, device=device), entropy,
+            wide.asked(rows, laid.places, device))
         back_M, counts = _index(laid.back, device), [row.count for row in rows]
         return (list(torch.split(logp_M[back_M], counts)),
                 list(torch.split(entropy_M[back_M], counts)) if entropy_M is not None else None)
@@ -200,7 +202,8 @@ class Shared:
         self.checked_to = (2 * rows_to, 2 * answers_to if answers_to > 1 else 0)
         worst = gap = float("inf")
         try:
-            worst, gap, self.why_not = difference(self.model, self.forward, self.plain, rows)
+            worst, gap, self.why_not = difference(
+                self.model, self.forward, self.plain, [wide.narrow(row) for row in rows])
         except Exception as error:  # any failure here has a correct answer: the plain path
             if out_of_memory(error):
                 raise

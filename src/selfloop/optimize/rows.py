@@ -14,6 +14,26 @@ from selfloop.types import Branch, Context, Media, Turn
 
 
 @dataclass(frozen=True)
+class Wide:
+    """What a row asks for beyond the log-probs of its n trained tokens.
+
+    Its log-probs then are a matrix [n, 1 + K + 2 top + collision]: the trained token's; those of
+    the K `others`; the `top` largest log-probs and their token ids (floats: exact below 2^24),
+    without gradient; log sum_v p(v)^2, without gradient. All rows of a call ask alike.
+    """
+
+    others: tuple[tuple[int, ...], ...] = ()
+    """For each trained token the ids of K others; () = none."""
+    top: int = 0
+    collision: bool = False
+
+    @property
+    def k(self) -> int:
+        """Others at a place."""
+        return len(self.others[0]) if self.others else 0
+
+
+@dataclass(frozen=True)
 class Row:
     """One sequence for the model. `trained[i]` says whether `token_ids[i]` was drawn by it."""
 
@@ -25,6 +45,12 @@ class Row:
     drawn: tuple[float, ...] | None = None
     """Sampler log-probs of the trained tokens, in order, where they are known."""
     temperature: float = 1.0
+    wide: Wide | None = None
+
+    @property
+    def trained_ids(self) -> list[int]:
+        """The trained tokens, in order."""
+        return [t for t, on in zip(self.token_ids, self.trained, strict=True) if on]
 
     @property
     def count(self) -> int:

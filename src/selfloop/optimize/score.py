@@ -13,6 +13,7 @@ import torch
 
 from selfloop.optimize.head import Head
 from selfloop.optimize.rows import Row
+from selfloop.optimize.wide import asked, in_order
 from selfloop.roles import SelfloopError
 from selfloop.types import Media
 
@@ -101,7 +102,8 @@ class Plain:
         temperature_N = torch.tensor([row.temperature for row in rows], device=device)
         logp_M, entropy_M = self.head.logps(
             hidden_BKD[trained_BK], ids_BT[:, first + 1:][trained_BK],
-            temperature_N.repeat_interleave(torch.tensor(counts, device=device)), entropy)
+            temperature_N.repeat_interleave(torch.tensor(counts, device=device)), entropy,
+            asked(rows, in_order(rows), device))
         return (torch.split(logp_M, counts),
                 torch.split(entropy_M, counts) if entropy_M is not None else None)
 
