@@ -18,6 +18,8 @@ class Scripted:
 
     says: Callable[[Request, int], str]
     asked: list[Request] = field(default_factory=list)
+    supports = frozenset({"images", "forced_prefix", "stop", "history", "contrast",
+                          "masked_attention", "diversity"})
 
     def generate(self, requests, version):
         self.asked += requests

@@ -17,7 +17,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from selfloop.roles import Engine, Generate, Request, Sampling, SelfloopError
-from selfloop.types import Context, Message, Part, Rollout, Sample, Turn, digest
+from selfloop.types import Context, Media, Message, Part, Rollout, Sample, Turn, digest
+
+
+class Stopped(SelfloopError):
+    """Raised by an engine that ends the whole run, where any other error ends one request."""
+
 
 Job = Callable[[Generate], Any]
 """What one sampler or verifier call does, given its door; sync or async."""
@@ -44,6 +49,8 @@ class Doors:
     sampling: Sampling = Sampling()
     heat: float = 1.0
     """Factor on every temperature that is asked for; greedy stays greedy."""
+    keep: Callable[[Any], Media] | None = None
+    """Stores a picture that a sampler drew (an environment's) with the run: Library.keep."""
     _asks: list[_Ask] = field(default_factory=list)
     _live: int = 0
 
@@ -113,21 +120,36 @@ class Doors:
         for role in sorted({ask.role for ask in asks}):
             mine = [ask for ask in asks if ask.role == role]
             engine = engine_for(self.engines, role)
+            # A remote engine tells of each request whether it failed; others fail as a whole.
+            draw = getattr(engine, "attempt", None) or engine.generate
             try:
-                turns = engine.generate([ask.request for ask in mine], self.version)
+                turns = draw([ask.request for ask in mine], self.version)
+            except Stopped:
+                raise
             except Exception as error:
                 for ask in mine:
                     if not ask.future.done():
                         ask.future.set_exception(error)
                 continue
             for ask, drawn in zip(mine, turns, strict=True):
-                if not ask.future.done():
+                if ask.future.done():
+                    continue
+                if isinstance(drawn, Exception):
+                    ask.future.set_exception(drawn)
+                else:
                     ask.future.set_result(drawn)
 
     def _heated(self, sampling: Sampling) -> Sampling:
         if self.heat == 1:
             return sampling
         return replace(sampling, temperature=sampling.temperature * self.heat)
+
+    def _refuse_unsupported(self, sampling: Sampling, role: str) -> None:
+        """What a decoding needs must never be ignored: the draws would be others."""
+        lacking = sampling.asks - engine_for(self.engines, role).supports
+        if lacking:
+            raise SelfloopError(f"role {role!r}: its engine does not decode with "
+                                f"{', '.join(sorted(lacking))}: use another sampler or engine")
 
     def _door(self, job: int, sample: Sample, who: str, loop: Any) -> Generate:
         calls = iter(range(1_000_000))
@@ -139,6 +161,7 @@ class Doors:
         ) -> list[Rollout]:
             seen = context.context if isinstance(context, Sample) else context
             chosen = self._heated(sampling or self.sampling)
+            self._refuse_unsupported(chosen, role)
             call = next(calls)
             named = label or str(call)
             again = said[named]  # a label used twice must not draw the same answers twice

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from statistics import fmean
-from typing import ClassVar
 
 from selfloop.collect.conditioning import noted, wholly_own
 from selfloop.roles import Generate, Sampling, SelfloopError
@@ -33,8 +32,11 @@ class SentenceTree:
 
     CSR (arXiv 2405.14622, released code): of the open nodes of a level the `top` best and the
     `bottom` worst survive, by cumulative log-prob, so that both sides of a preference pair come
-    from the model. Here a node's `width` children are independent draws with equal sentences
-    made one; CSR decodes them by group beam search, whose diversity penalty needs the engine.
+    from the model; where there are fewer than `width`, all do. A node's `width` children are
+    independent draws, or with `diversity` draws that avoid each other's tokens: CSR's five groups
+    of one beam are `temperature=0, diversity=3.0` (its code also prunes broken text within the
+    tree; `shortest` drops its too short sentences, fewer than 4 characters). Equal sentences are
+    made one. Scores are the policy's log-probs, where the code has them less the penalty.
     Paths carry `sampling["path"]`, the mean log-prob of each sentence, for verifiers that mix it
     with the picture's view of that sentence. All tokens of a path count as drawn, without
     log-probs, because forcing a prefix may cut it into other tokens.
@@ -48,13 +50,23 @@ class SentenceTree:
     sentence_tokens: int = 70
     stop: tuple[str, ...] = (".", "!", "?")
     temperature: float = 1.0
-    asks: ClassVar[frozenset[str]] = frozenset({"forced_prefix", "stop"})
+    diversity: float = 0.0
+    """Nats that a token loses for each earlier child that took it at the same place."""
+    shortest: int = 0
+    """Characters that a sentence has at least, unless it ends the answer."""
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0 or self.width < 1 or self.top + self.bottom < 1 or self.depth < 1:
-            raise SelfloopError(
-                f"{self}: temperature must be > 0 (greedy draws have no log-probs to rank by), "
-                "width, depth and top + bottom at least 1")
+        if self.temperature < 0 or (not self.temperature and not self.diversity):
+            raise SelfloopError(f"{self}: temperature must be > 0, or 0 with diversity > 0 (equal "
+                                "greedy draws have nothing to rank)")
+        if self.width < 1 or self.top + self.bottom < 1 or self.depth < 1 or self.diversity < 0:
+            raise SelfloopError(f"{self}: width, depth and top + bottom must be at least 1, and "
+                                "diversity at least 0")
+
+    @property
+    def asks(self) -> frozenset[str]:
+        """What it needs of an engine."""
+        return frozenset({"forced_prefix", "stop", *(("diversity",) if self.diversity else ())})
 
     async def __call__(self, generate: Generate, sample: Sample) -> list[Rollout]:
         """Every path that ended, best first; those cut by `depth` have finish_reason length."""
@@ -72,7 +84,7 @@ class SentenceTree:
         return [self._rollout(path) for path in ranked]
 
     def _survivors(self, paths: list[Path]) -> list[Path]:
-        if len(paths) <= self.top + self.bottom:
+        if len(paths) < self.width or len(paths) <= self.top + self.bottom:
             return paths
         ranked = sorted(paths, key=lambda p: -p.score)
         return ranked[:self.top] + ranked[len(ranked) - self.bottom:]
@@ -81,14 +93,16 @@ class SentenceTree:
                         ) -> list[Path]:
         drawn = await generate(sample, n=self.width, label=label, sampling=Sampling(
             temperature=self.temperature, max_new_tokens=self.sentence_tokens, stop=self.stop,
-            prefix=path.text))
+            prefix=path.text, diversity=self.diversity))
         distinct: dict[str, Path] = {}
         for rollout in drawn:
             new = rollout.text[len(path.text):]
             score = mean_logprob(rollout)
+            # A sentence that hit no stop string ended the answer, or was cut by its length.
+            done = not stopped(rollout.text, path.text, self.stop)
+            if not done and len(new.strip()) < self.shortest:
+                continue
             if score is not None and new.strip() not in distinct:
-                # A sentence that hit no stop string ended the answer, or was cut by its length.
-                done = not stopped(rollout.text, path.text, self.stop)
                 distinct[new.strip()] = Path(rollout.text, (*path.steps, score), rollout, done)
         return list(distinct.values())
 

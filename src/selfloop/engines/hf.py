@@ -17,6 +17,8 @@ from selfloop.engines import hf_save, tokens
 from selfloop.engines.feature_store import FeatureStore
 from selfloop.engines.hf_decode import Drawn, Job, Sampler
 from selfloop.engines.hf_features import Features
+from selfloop.engines.hf_guided import guides
+from selfloop.engines.hf_hiding import cannot_hide
 from selfloop.engines.hf_load import LoRA, load
 from selfloop.engines.hf_prompt import Prompts
 from selfloop.optimize.checkpointing import enable
@@ -43,7 +45,9 @@ class HFEngine(Learner):
     Raises SelfloopError, in one line, for a folder that is not such a model.
     """
 
-    supports = frozenset({"images", "forced_prefix", "stop", "history", "learn"})
+    supports = frozenset({"images", "forced_prefix", "stop", "history", "learn", "contrast",
+                          "diversity"})
+    """With "masked_attention" where attention is all that carries pictures (`cannot_hide`)."""
 
     def __init__(self, model: str | Path, *, lora: LoRA | None = None, dtype: str = "float32",
                  device: str = "auto", threads: int | None = None, max_batch_tokens: int = 32768,
@@ -68,6 +72,9 @@ class HFEngine(Learner):
         net, text = self.model, self.model.config.get_text_config(decoder=True)
         generation = net.generation_config
         width = net.get_output_embeddings().weight.shape[0]
+        self.cannot_hide = cannot_hide(net)
+        if not self.cannot_hide:
+            self.supports = self.supports | {"masked_attention"}
         self.never = tokens.suppressed(net.config, self.processor, width, generation)
         """Token id -> why it is never sampled."""
         ends = tokens.ends(self.processor.tokenizer, generation)
@@ -136,8 +143,14 @@ class HFEngine(Learner):
             if prefix else ()
         length = len(prompt) + len(forced)
         self.prompts.check_length(length, len(media))
+        if request.sampling.hidden and self.cannot_hide:
+            raise SelfloopError(f"Sampling(hidden=...): {self.name} cannot hide its pictures from "
+                                f"text ({self.cannot_hide}); use Sampling(contrast=...)")
+        blind, other = guides(self.prompts, request, prompt, forced)
+        length = max(length, len(other.ids) if other else 0)
         room = self.limit - length if self.limit is not None else request.sampling.max_new_tokens
-        return Job(prompt, media, forced, request.key, request.n, request.sampling, room)
+        return Job(prompt, media, forced, request.key, request.n, request.sampling, room, blind,
+                   other)
 
     # -- scoring and learning (the Policy of optimize/batch.py) -------------------------------
 
@@ -217,7 +230,8 @@ class HFEngine(Learner):
             part.why_not = part.why_not or str(found.get("off", {}).get(name, ""))
 
     def _fast(self) -> list[tuple[str, Any]]:
-        return [("training", self.scorer), ("sampling", self.sampler), ("features", self.features)]
+        return [("training", self.scorer), ("sampling", self.sampler),
+                ("guided sampling", self.sampler.guided), ("features", self.features)]
 
     def save_merged(self, folder: Path) -> None:
         """Full weights with the adapters merged in (the same as `save` without LoRA)."""

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
+from selfloop.engines.hf_hiding import Blind, hiding
 from selfloop.optimize import attend
 from selfloop.optimize.checkpointing import answering
 from selfloop.optimize.fork import (
@@ -154,12 +155,14 @@ def _counts(owner: Sequence[int], start: int, contexts: int) -> tuple[int, ...]:
 
 
 class Asked(Protocol):
-    """One answer that is asked for: prompt ids and pictures."""
+    """One answer that is asked for: prompt ids and pictures, and what text may not see of them."""
 
     @property
     def ids(self) -> tuple[int, ...]: ...
     @property
     def media(self) -> tuple[Media, ...]: ...
+    @property
+    def blind(self) -> Blind | None: ...
 
 
 class Forked:
@@ -173,7 +176,7 @@ class Forked:
         alike: dict[Hashable, dict[Hashable, list[int]]] = {}
         for n, job in enumerate(jobs):
             shape = (len(job.ids), reader.signature(job.media))
-            context = (job.ids, tuple(m.identity for m in job.media))
+            context = (job.ids, tuple(m.identity for m in job.media), job.blind)
             alike.setdefault(shape, {}).setdefault(context, []).append(n)
         logits: list[torch.Tensor] = []
         numbered: list[Positions] = []
@@ -184,9 +187,9 @@ class Forked:
             firsts = [jobs[mine[0]] for mine in contexts.values()]
             cache = PrefixCache(self.text)
             inputs = reader.inputs([(job.ids, job.media) for job in firsts])
-            with watched(model) as seen:
-                out = self.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
             length = len(firsts[0].ids)
+            with watched(model) as seen, hiding(model, [job.blind for job in firsts], length):
+                out = self.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
             logits.append(out.logits[:, -1])
             numbered.append(positions(seen, len(firsts), length, device))
             blocks.append(Block(cache, length, tuple(len(mine) for mine in contexts.values())))
@@ -199,6 +202,7 @@ class Forked:
         self.start_N = self.decoding.fork.start_T + whole.offset_C[owner_N]
         # Rows lie by prompt inside; outside they keep the order in which they were asked for.
         self.order_N = torch.tensor(order, device=device)
+        self.blinds = [jobs[n].blind for n in order]
         self.logits_NV = torch.cat(logits)[owner_N][self.order_N.argsort()]
 
     def select(self, keep_M: torch.Tensor) -> None:
@@ -208,7 +212,9 @@ class Forked:
         inside_N = renumbered[self.order_N]
         stay_M = (inside_N >= 0).nonzero()[:, 0]
         self.order_N, self.start_N = inside_N[stay_M], self.start_N[stay_M]
-        self.decoding.select(stay_M.tolist())
+        stay = stay_M.tolist()
+        self.blinds = [self.blinds[n] for n in stay]
+        self.decoding.select(stay)
 
     def advance(self, step: int, token_N: torch.Tensor) -> None:
         """Run each row's `step`-th token."""
@@ -217,7 +223,7 @@ class Forked:
         ids_N, place_N = token_N[self.order_N], self.start_N + step
         ids, place = (ids_N[:, None], place_N[:, None]) if self.alone \
             else (ids_N[None], place_N[None])
-        with answering(self.model, fork):
+        with answering(self.model, fork), hiding(self.model, self.blinds, fork.longest):
             out = self.model(input_ids=ids, position_ids=spread(place, self.dimensions),
                              past_key_values=self.decoding.cache, use_cache=True)
         self.logits_NV = out.logits.flatten(0, 1)[self.order_N.argsort()]
@@ -229,8 +235,9 @@ class Copied:
 
     def __init__(self, model: Any, reader: Reader, jobs: Sequence[Asked]) -> None:
         self.model, self.length = model, len(jobs[0].ids)
+        self.blinds = [job.blind for job in jobs]
         inputs = reader.inputs([(job.ids, job.media) for job in jobs])
-        with watched(model) as seen:
+        with watched(model) as seen, hiding(model, self.blinds, self.length):
             out = self.model(**inputs, use_cache=True, logits_to_keep=1)
         self.logits_NV, self.cache = out.logits[:, -1], out.past_key_values
         numbered = positions(seen, len(jobs), self.length, self.logits_NV.device)
@@ -245,6 +252,7 @@ class Copied:
         """Run each row's `step`-th token; rows that have left run a stand-in."""
         ids_N = torch.zeros_like(self.start_N).index_copy(0, self.all_N, token_N)
         place = spread((self.start_N + step)[:, None], self.dimensions)
-        out = self.model(input_ids=ids_N[:, None], position_ids=place,
-                         past_key_values=self.cache, use_cache=True)
+        with hiding(self.model, self.blinds, self.length):
+            out = self.model(input_ids=ids_N[:, None], position_ids=place,
+                             past_key_values=self.cache, use_cache=True)
         self.logits_NV = out.logits[:, -1][self.all_N]

@@ -15,14 +15,17 @@ from typing import Any
 import torch
 
 from selfloop.engines.hf_cache import Copied, Forked
-from selfloop.engines.picking import pick
+from selfloop.engines.hf_guided import followed, state_of
+from selfloop.engines.hf_jobs import Drawn, Job
+from selfloop.engines.picking import pick, pick_apart
 from selfloop.keys import uniforms
 from selfloop.optimize.memory import out_of_memory
 from selfloop.optimize.prefix import unsupported
 from selfloop.optimize.rows import Row
 from selfloop.optimize.score import Plain, Reader
-from selfloop.roles import Sampling, SelfloopError
-from selfloop.types import FinishReason, Media
+from selfloop.roles import SelfloopError
+
+__all__ = ["Drawn", "Job", "Sampler"]
 
 CLOSE = {torch.float64: 1e-7, torch.float32: 1e-3}
 """Largest difference of a drawn token's log-prob from the plain path's; other dtypes: 0.5."""
@@ -30,38 +33,12 @@ Pairs = Sequence[tuple[int, int]]
 """(job, draw)."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """n answers to one prompt. `forced` opens each of them without being drawn."""
+@dataclass
+class Fit:
+    """Whether a way of drawing has been compared with the plain one, and what was found wanting."""
 
-    prompt: tuple[int, ...]
-    media: tuple[Media, ...]
-    forced: tuple[int, ...]
-    key: str
-    n: int
-    sampling: Sampling
-    room: int
-    """Tokens that may still be drawn before the model's positions end."""
-
-    @property
-    def ids(self) -> tuple[int, ...]:
-        """What the model reads before the first draw."""
-        return (*self.prompt, *self.forced)
-
-    @property
-    def steps(self) -> int:
-        """Most tokens that are drawn."""
-        return min(self.sampling.max_new_tokens, self.room)
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """One answer's drawn tokens, with log-probs before top-p/top-k/min-p (`draw` gives None for
-    greedy ones)."""
-
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...] | None
-    finish_reason: FinishReason
+    why_not: str = ""
+    checked: bool = False
 
 
 @dataclass
@@ -78,6 +55,8 @@ class Sampler:
     why_not: str = field(default="")
     """Why prompts are run once per draw; "" while they are forked."""
     checked: bool = field(default=False)
+    guided: Fit = field(default_factory=Fit)
+    """The same of guided draws."""
 
     def __post_init__(self) -> None:
         self.why_not = self.why_not or unsupported(self.model)
@@ -88,8 +67,9 @@ class Sampler:
         found: list[list[Drawn | None]] = [[None] * job.n for job in jobs]
         for batch in self._batches(jobs):
             for (j, i), drawn in zip(batch, self._run(jobs, batch), strict=True):
-                greedy = jobs[j].sampling.temperature == 0
-                found[j][i] = replace(drawn, logprobs=None) if greedy else drawn
+                how = jobs[j].sampling
+                nameless = jobs[j].guided or (how.temperature == 0 and not how.diversity)
+                found[j][i] = replace(drawn, logprobs=None) if nameless else drawn
         return [[d for d in row if d is not None] for row in found]
 
     def smaller(self, why: str, jobs: Sequence[Job]) -> None:
@@ -97,7 +77,7 @@ class Sampler:
         if self.budget <= 16:
             raise SelfloopError(f"out of memory on a single draw ({why}): use smaller pictures or "
                                 "lower max_new_tokens")
-        most = sum(len(job.ids) + job.n * job.steps for job in jobs)
+        most = sum(prompt + job.n * steps for job in jobs for prompt, steps in [job.size])
         self.budget = min(self.budget, most) // 2
         warnings.warn(f"out of memory while drawing: batches are cut to {self.budget} tokens",
                       stacklevel=2)
@@ -106,10 +86,11 @@ class Sampler:
         """(job, draw) pairs decoded alike, prompts in order of length, within the budget.
 
         A job is split only when its own draws pass the budget; its prompt is then run again.
+        Diverse draws, which see each other, are never split.
         """
         alike: dict[Hashable, list[int]] = {}
         for j, job in enumerate(jobs):
-            alike.setdefault((job.sampling, job.steps), []).append(j)
+            alike.setdefault(job.alike, []).append(j)
         found: list[list[tuple[int, int]]] = []
         for mine in alike.values():
             mine.sort(key=lambda j: (
@@ -118,8 +99,9 @@ class Sampler:
             batch: list[tuple[int, int]] = []
             spent = 0
             for j in mine:
-                prompt, steps = len(jobs[j].ids), jobs[j].steps
-                most = max(1, (self.budget - prompt) // max(1, steps))
+                prompt, steps = jobs[j].size
+                most = max(1, (self.budget - prompt) // max(1, steps),
+                           jobs[j].n if jobs[j].sampling.diversity else 1)
                 for at in range(0, jobs[j].n, most):
                     pairs = [(j, i) for i in range(at, min(jobs[j].n, at + most))]
                     size = prompt + len(pairs) * steps
@@ -131,20 +113,26 @@ class Sampler:
         return [batch for batch in found if batch]
 
     def _run(self, jobs: Sequence[Job], batch: Pairs) -> list[Drawn]:
-        if self.why_not:
+        guided = jobs[batch[0][0]].guided
+        if self.why_not or (guided and self.guided.why_not):
             return self._copied(jobs, batch)
         try:
             drawn = self._decoded(jobs, batch, Forked)
-            if not self.checked:
-                self._check(jobs, batch, drawn)
+            why_not = self._check_guided(jobs, batch, drawn) if guided \
+                else "" if self.checked else self._check(jobs, batch, drawn)
         except Exception as error:  # any failure here has a correct answer: no fork
             if out_of_memory(error):
                 raise
             lines = str(error).splitlines() or [""]
-            self.why_not = f"{type(error).__name__}: {lines[0][:200]}"
-        if not self.why_not:
+            why_not = f"{type(error).__name__}: {lines[0][:200]}"
+        if not why_not:
             return drawn
-        warnings.warn(f"{type(self.model).__name__}'s prompts cannot be forked ({self.why_not}): "
+        if guided:
+            self.guided.why_not = why_not
+        else:
+            self.why_not = why_not
+        what = "guided draws' prompts" if guided else "prompts"
+        warnings.warn(f"{type(self.model).__name__}'s {what} cannot be forked ({why_not}): "
                       "each draw runs its own prompt, which is slower", stacklevel=2)
         return self._copied(jobs, batch)
 
@@ -152,12 +140,15 @@ class Sampler:
         """Each draw with its own copy of the prompt; only prompts of one shape at a time."""
         alike: dict[Hashable, list[int]] = {}
         for place, (j, _) in enumerate(batch):
-            key = (len(jobs[j].ids), self.reader.signature(jobs[j].media))
+            key = tuple((len(read.ids), self.reader.signature(read.media))
+                        for read in (jobs[j], jobs[j].other) if read is not None)
             alike.setdefault(key, []).append(place)
         found: dict[int, Drawn] = {}
         for places in alike.values():
             job = jobs[batch[places[0]][0]]
-            most = max(1, self.budget // (len(job.ids) + job.steps))
+            most = max(1, self.budget // sum(job.size))
+            if job.sampling.diversity:  # diverse draws see each other
+                most = len(places)
             for at in range(0, len(places), most):
                 mine = places[at:at + most]
                 drawn = self._decoded(jobs, [batch[p] for p in mine], Copied)
@@ -170,12 +161,14 @@ class Sampler:
         uniform_NR = torch.stack([
             torch.from_numpy(uniforms(f"{jobs[j].key}/{i}", job.steps)) for j, i in batch
         ]).to(device)
-        state = way(self.model, self.reader, [jobs[j] for j, _ in batch])
+        state = state_of(way, self.model, self.reader, [jobs[j] for j, _ in batch], self.banned_V)
+        apart = _places(batch, device) if job.sampling.diversity else None
         text = _Text(self, len(batch), job, state.logits_NV)
         rows_N = torch.arange(len(batch), device=device)
         for step in range(job.steps):
-            token_N, logp_N = pick(state.logits_NV, uniform_NR[rows_N, step], job.sampling,
-                                   self.banned_V)
+            given = state.logits_NV, uniform_NR[rows_N, step], job.sampling, self.banned_V
+            token_N, logp_N = pick(*given) if apart is None else pick_apart(
+                *given, apart[rows_N], text.open_N[rows_N])
             open_N = text.write(step, rows_N, token_N, logp_N)
             left = int(open_N.sum())
             if step + 1 == job.steps or not left:
@@ -188,7 +181,18 @@ class Sampler:
             state.advance(step, token_N)
         return text.drawn()
 
-    def _check(self, jobs: Sequence[Job], batch: Pairs, drawn: Sequence[Drawn]) -> None:
+    def _check_guided(self, jobs: Sequence[Job], batch: Pairs, drawn: Sequence[Drawn]) -> str:
+        """The longest draw's log-probs against those without a fork; why they differ, or ""."""
+        if self.guided.checked:
+            return ""
+        place = max(range(len(drawn)), key=lambda p: len(drawn[p].token_ids))
+        one = drawn[place]
+        self.guided.checked = len(one.token_ids) > 2
+        again = followed(self.model, self.reader, jobs[batch[place][0]], one.token_ids,
+                         self.banned_V)
+        return self._differ([(again, torch.tensor(one.logprobs, dtype=torch.float64))])
+
+    def _check(self, jobs: Sequence[Job], batch: Pairs, drawn: Sequence[Drawn]) -> str:
         """The longest draws' log-probs against the plain path, until they tell something."""
         longest: dict[int, int] = {}
         for place, ((j, _), one) in enumerate(zip(batch, drawn, strict=True)):
@@ -208,11 +212,18 @@ class Sampler:
         # The first token comes from the prompt's own pass: alone it shows nothing about the fork.
         self.checked = len(drawn[chosen[0]].token_ids) > 2
         plain = Plain(self.model, self.reader, self.banned_V, self.budget)(rows)[0]
-        gap = max(float((a.cpu().double() - b).abs().max())
-                  for a, b in zip(plain, given, strict=True))
+        return self._differ(list(zip(plain, given, strict=True)))
+
+    def _differ(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> str:
+        gap = max(float((a.cpu().double() - b).abs().max()) for a, b in pairs)
         limit = CLOSE.get(next(self.model.parameters()).dtype, 0.5)
-        if not gap <= limit:
-            self.why_not = f"log-probs differ from the plain path by {gap:.3g} > {limit:g}"
+        return "" if gap <= limit else \
+            f"log-probs differ from the plain path by {gap:.3g} > {limit:g}"
+
+
+def _places(batch: Pairs, device: Any) -> torch.Tensor:
+    """(job, draw) of each row as numbers [N, 2]."""
+    return torch.tensor(list(batch), dtype=torch.long, device=device)
 
 
 class _Text:

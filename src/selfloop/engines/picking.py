@@ -30,6 +30,32 @@ def pick(logits_NV: torch.Tensor, uniform_N: torch.Tensor, sampling: Sampling,
     return token_N, logp_NV.gather(1, token_N[:, None])[:, 0]
 
 
+def pick_apart(logits_NV: torch.Tensor, uniform_N: torch.Tensor, sampling: Sampling,
+               banned_V: torch.Tensor, group_N2: torch.Tensor, open_N: torch.Tensor
+               ) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `pick`, where draw i of a job avoids what its draws before i have picked in this step.
+
+    `group_N2` is each row's (job, draw); rows that are not open have ended and are avoided by
+    none. A token loses `sampling.diversity` times the number of
+    those draws that picked it from its log-prob after temperature (Vijayakumar et al. 2016, arXiv
+    1610.02424, eq. 4 with Hamming distance); the log-prob that is given is the one before.
+    """
+    wide_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+    wide_NV = wide_NV.masked_fill(banned_V, -torch.inf)
+    heat = sampling.temperature or 1.0
+    logp_NV = torch.log_softmax(wide_NV / heat, -1)
+    job_N = torch.unique(group_N2[:, 0], return_inverse=True)[1]
+    taken_JV = torch.zeros(int(job_N.max()) + 1, logits_NV.shape[1], dtype=logp_NV.dtype,
+                           device=logits_NV.device)
+    token_N = torch.zeros_like(job_N)
+    for draw in range(int(group_N2[:, 1].max()) + 1):
+        mine_M = (group_N2[:, 1] == draw).nonzero()[:, 0]
+        lowered_MV = logp_NV[mine_M] - sampling.diversity * taken_JV[job_N[mine_M]]
+        token_N[mine_M] = pick(lowered_MV * heat, uniform_N[mine_M], sampling, banned_V)[0]
+        taken_JV[job_N[mine_M], token_N[mine_M]] += open_N[mine_M].to(taken_JV.dtype)
+    return token_N, logp_NV.gather(1, token_N[:, None])[:, 0]
+
+
 def filtered(p_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     """Probabilities with those outside min-p, top-k and top-p at zero (not renormalised)."""
     if sampling.min_p > 0:
