@@ -13,7 +13,7 @@ import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from threading import Lock
+from threading import Lock, local
 from typing import Any, Literal
 
 from selfloop.roles import SelfloopError
@@ -29,9 +29,11 @@ class _Watch:
         self.rules: list[tuple[str, ...]] = []
         self.addresses: dict[str, frozenset[str]] = {}
         self.hooked, self.lock = False, Lock()
+        self.looking = local()
 
     def __call__(self, event: str, args: tuple[Any, ...]) -> None:
-        if not self.rules or not event.startswith("socket."):
+        if not self.rules or not event.startswith("socket.") \
+                or getattr(self.looking, "up", False):
             return
         if event == "socket.getaddrinfo":
             self.check(args[0])
@@ -43,32 +45,45 @@ class _Watch:
     def check(self, host: Any) -> None:
         """Raises SelfloopError for a host that no rule in force allows."""
         name = host.decode() if isinstance(host, bytes) else str(host or "")
-        if _is_here(name):
+        if is_here(name):
             return
         for rule in self.rules:
-            if not any(name == h or name in self.resolved(h) for h in rule):
+            if name not in rule and not any(self.leads_to(h, name) for h in rule):
                 allowed = ", ".join(rule) or "none"
                 raise SelfloopError(
                     f"a connection to {name} was stopped (network: {allowed}): nothing leaves this "
                     f"machine unless run.yaml names the host, as in `network: [{name}]`")
 
-    def resolved(self, host: str) -> frozenset[str]:
-        """The addresses of an allowed host, looked up once."""
-        if host not in self.addresses:
-            self.addresses[host] = frozenset()  # so that the look-up itself does not come here
+    def leads_to(self, host: str, address: str) -> bool:
+        """Whether an allowed host has this address. Large hosts give others from time to time, so
+        an address that is new is looked up again; those once given stay."""
+        if not _is_address(address):
+            return False
+        if address not in self.addresses.get(host, ()):
+            self.looking.up = True  # in this thread; the look-up itself is not watched
             try:
-                found = socket.getaddrinfo(host, None)
-                self.addresses[host] = frozenset(str(a[4][0]) for a in found)
+                found = frozenset(str(a[4][0]) for a in socket.getaddrinfo(host, None))
+                self.addresses[host] = self.addresses.get(host, frozenset()) | found
             except OSError:
-                del self.addresses[host]
-                return frozenset()
-        return self.addresses[host]
+                pass
+            finally:
+                self.looking.up = False
+        return address in self.addresses.get(host, ())
 
 
 _WATCH = _Watch()
 
 
-def _is_here(host: str) -> bool:
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name.split("%")[0])
+    except ValueError:
+        return False
+    return True
+
+
+def is_here(host: str) -> bool:
+    """Whether a host is this machine."""
     if host in ("", "localhost", "0.0.0.0", "::"):
         return True
     try:
