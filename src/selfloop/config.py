@@ -13,9 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
+from pydantic import BaseModel, Field, JsonValue, ValidationError, field_validator
 
-from selfloop import yaml_lines
+from selfloop import casting, yaml_lines
+from selfloop.auditing import setting
+from selfloop.config_sections import (
+    ConfigPart,
+    DataConfig,
+    GateConfig,
+    LoRAConfig,
+    SuiteConfig,
+)
 from selfloop.durations import seconds
 from selfloop.methods import METHODS, build_loop, closest, options_of
 from selfloop.roles import SelfloopError
@@ -32,49 +40,7 @@ _ENGINE = ("dtype", "device", "threads", "checkpointing", "freeze",
            "max_batch_tokens")
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class LoRAConfig(_Part):
-    """Low-rank adapters instead of full weights."""
-
-    rank: int = Field(16, ge=1)
-    alpha: int = Field(32, ge=1)
-    targets: tuple[str, ...] | None = None
-    """Last names of linear layers; None = all of the language model's."""
-
-
-class DataConfig(_Part):
-    """Files that `selfloop.data.load` reads."""
-
-    train: Path
-    dev: Path | None = None
-    test: Path | None = None
-    """Never read by probe, plan or run; `selfloop check` compares its pictures with the others."""
-
-
-class GateConfig(_Part):
-    """When a model is promoted, and when the run has tried often enough."""
-
-    alpha: float = Field(0.05, gt=0, lt=0.5)
-    min_gain: float = Field(0.0, ge=0, lt=1)
-    """Least gain on dev, as a fraction: 0.02 is two points."""
-    strikes: int | None = Field(2, ge=1)
-    """Looks with a fired guard or shown harm since the last promotion before the run stops."""
-    patience: int | None = Field(None, ge=1)
-    """Looks in a row without a promotion before the run stops."""
-
-
-class SuiteConfig(_Part):
-    """Questions that must not get worse: refusals, instructions, an old task."""
-
-    path: Path
-    verifier: str
-    epsilon: float = Field(0.05, ge=0, lt=1)
-
-
-class RunConfig(_Part):
+class RunConfig(ConfigPart):
     """One run.yaml. Paths are absolute once loaded."""
 
     model: str
@@ -113,6 +79,13 @@ class RunConfig(_Part):
     which knows no English), none, or one's own."""
     network: Literal["none"] | tuple[str, ...] = "none"
     """Hosts that the run may reach: a remote judge's, a tracker's. Enforced; see egress.py."""
+    audit: setting.Setting = setting.AuditConfig()
+    """The verifier is attacked before the first draw: off, or {allow: [verifier or attack]}."""
+    max_errors: float | None = Field(None, ge=0, le=1)
+    max_unjudged: float | None = Field(None, ge=0, le=1)
+    """Shares of verdicts that may be failures and abstentions; None: what Loop says."""
+    engines: casting.Engines = Field(default_factory=dict)
+    """Role -> who plays it; a verifier's judge, say. Roles not named are played by `model`."""
     out: Path | None = None
     """The run folder; by default runs/METHOD beside the file."""
     home: Path = Field(default=Path("."), exclude=True)
@@ -178,7 +151,8 @@ def load_config(path: str | Path = "run.yaml", overrides: Sequence[str] = ()) ->
     return _absolute(config, path.parent)
 
 
-_FIELDS: dict[str, type[BaseModel]] = {"": RunConfig, "data": DataConfig, "lora": LoRAConfig}
+_FIELDS: dict[str, type[BaseModel]] = {"": RunConfig, "data": DataConfig, "lora": LoRAConfig,
+                                      "audit": setting.AuditConfig}
 
 
 def _refuse_unknown(values: Mapping[str, Any], lines: Mapping[tuple[str, ...], int], path: Path,
@@ -223,7 +197,7 @@ def _first(error: ValidationError, lines: Mapping[tuple[str, ...], int], path: P
     if first["type"] == "missing":
         return f"{where}: the key {'.'.join(at)!r} is missing: add it"
     what = str(first["msg"]).removeprefix("Value error, ")
-    return f"{where}: {'.'.join(at)} = {first['input']!r}: {what}"[:400]
+    return f"{where}: {'.'.join(at)} = {repr(first['input'])[:80]}: {what}"[:400]
 
 
 def _absolute(config: RunConfig, home: Path) -> RunConfig:
@@ -231,14 +205,13 @@ def _absolute(config: RunConfig, home: Path) -> RunConfig:
     data = config.data.model_copy(update={
         name: (home / Path(p).expanduser()) for name in ("train", "dev", "test")
         if (p := getattr(config.data, name)) is not None})
-    model = config.model
-    if model != "embedded" and (model.startswith((".", "~")) or (home / model).is_dir()):
-        model = str((home / Path(model).expanduser()).resolve())
+    engines = {role: casting.absolute(how, home) for role, how in config.engines.items()}
     out = config.out if config.out is None else home / config.out.expanduser()
     suites = config.suites if isinstance(config.suites, str) else tuple(
         s.model_copy(update={"path": home / s.path.expanduser()}) for s in config.suites)
     kept = config.features_folder and home / config.features_folder.expanduser()
-    return config.model_copy(update={"data": data, "model": model, "out": out,
+    return config.model_copy(update={"data": data, "out": out, "engines": engines,
+                                     "model": casting.model_at(config.model, home),
                                      "features_folder": kept, "suites": suites})
 
 
@@ -250,20 +223,24 @@ class Data:
 
     train: Samples
     dev: Samples | None
+    notes: tuple[str, ...] = ()
+    """Training rows that were left out because dev or test know them."""
 
 
 def load_data(config: RunConfig) -> Data:
     """Train and dev samples. Raises SelfloopError naming file, row and field of what is bad."""
     from selfloop.data import load
+    from selfloop.organize.refine.clean_data import unknown_to
 
     for name in ("train", "dev"):
         path = getattr(config.data, name)
         if path is not None and not path.exists():
             raise SelfloopError(f"data.{name}: {path}: no such file: check the path, or make it "
                                 "with `selfloop init`")
-    train = structured(load(config.data.train), config.prompt)
-    dev = structured(load(config.data.dev), config.prompt) if config.data.dev else None
-    return Data(train, dev)
+    train, dev = load(config.data.train), load(config.data.dev) if config.data.dev else None
+    found = unknown_to(train, dev, config.data.test, config.data.decontaminate)
+    return Data(structured(found.samples, config.prompt),
+                dev if dev is None else structured(dev, config.prompt), found.notes)
 
 
 def structured(samples: Samples, prompt: str) -> Samples:

@@ -137,6 +137,13 @@ ATTACKS: tuple[Attack, ...] = (
     Attack("long and wrong", "length is no merit", _lengthy),
 )
 
+CONTROLS = {
+    "gold answer": "a verifier that fails on everything pays for nothing",
+    "unreadable gold": "a label that holds no answer makes nothing right",
+    "no gold": "an unlabelled problem is unknown, never wrong and never right",
+    "blank majority": "no answer never wins a vote",
+}
+
 
 def shown(text: str) -> str:
     """An answer as a report shows it: one line, cut."""

@@ -10,6 +10,7 @@ from typing import Any
 from selfloop import keys
 from selfloop.auditing.attacks import (
     ATTACKS,
+    CONTROLS,
     UNREADABLE,
     distinct_golds,
     gold_texts,
@@ -107,12 +108,13 @@ class _Put:
 
 def audit(verifier: Verifier, samples: Sequence[Sample], *, probe: Sequence[Known] = (),
           engines: Mapping[str, Engine] | None = None, limits: Limits = Limits(),
-          most: int = 100) -> Audited:
+          most: int = 100, quick: bool = False) -> Audited:
     """Attack and calibrate a verifier on labelled samples, `most` of them, drawn by key.
 
     `probe`: answers known to be right or wrong; without it gold answers and those of other
     samples stand in. A verifier of groups sees each attack among three gold answers, and blank
-    attacks also as the majority. `engines` serve verifiers that ask a model. Raises
+    attacks also as the majority. `engines` serve verifiers that ask a model. `quick` leaves out
+    calibration and position bias, and asks a model but once for each attack. Raises
     SelfloopError without labelled samples.
     """
     labelled = [s for s in samples if s.answer is not None]
@@ -123,14 +125,15 @@ def audit(verifier: Verifier, samples: Sequence[Sample], *, probe: Sequence[Know
     golds = distinct_golds(labelled)
     doors = Doors(engines or {}, max((e.version for e in (engines or {}).values()), default=0),
                   "audit")
-    puts = [*_attacks(verifier, used, golds), *_controls(verifier, used)]
+    few = quick and "generate" in parameters(verifier)
+    puts = [p for s in used for p in _puts(verifier, s, golds, few)]
     verdicts = _judged(verifier, puts, doors)
     often = max(Counter(gold_texts(s.answer)[0] for s in used if gold_texts(s.answer)).values(),
                 default=0) / len(used)
     cases = tuple(_case(name, puts, verdicts, limits, often, bool(reads(verifier)))
                   for name in [*(a.name for a in ATTACKS), *CONTROLS])
-    calibrated = _calibrated(verifier, probe, used, golds, doors)
-    bias = _position_bias(verifier, used, golds, doors)
+    calibrated = None if quick else _calibrated(verifier, probe, used, golds, doors)
+    bias = None if quick else _position_bias(verifier, used, golds, doors)
     reasons = [f"{c.name}: {c.fault}" for c in cases if c.fault]
     reasons += _against(calibrated, limits) if calibrated else []
     if bias is not None and "generate" in parameters(verifier) and _beyond(bias, limits.bias):
@@ -142,12 +145,10 @@ def audit(verifier: Verifier, samples: Sequence[Sample], *, probe: Sequence[Know
 
 # -- what is put to the verifier -----------------------------------------------------------------
 
-CONTROLS = {
-    "gold answer": "a verifier that fails on everything pays for nothing",
-    "unreadable gold": "a label that holds no answer makes nothing right",
-    "no gold": "an unlabelled problem is unknown, never wrong and never right",
-    "blank majority": "no answer never wins a vote",
-}
+def _puts(verifier: Verifier, sample: Sample, golds: Sequence[str], few: bool) -> list[_Put]:
+    """Every attack and control on a sample; if few, one answer of each."""
+    puts = [*_attacks(verifier, [sample], golds), *_controls(verifier, [sample])]
+    return list({p.case: p for p in reversed(puts)}.values()) if few else puts
 
 
 def _attacks(verifier: Verifier, samples: Sequence[Sample], golds: Sequence[str]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,9 @@ from selfloop.commands.output import AsJson, put_json, say, table, tell
 
 if TYPE_CHECKING:
     from selfloop.auditing.audit import Audited
-    from selfloop.config import RunConfig
+    from selfloop.config import Data, RunConfig
+    from selfloop.loop import Loop
+    from selfloop.roles import Engine
 
 
 def audit(
@@ -34,6 +37,7 @@ def audit(
     from selfloop.auditing.audit import audit as run_audit
     from selfloop.auditing.calibrating import read_probe
     from selfloop.config import load_config, load_data
+    from selfloop.egress import only
     from selfloop.methods import verifier_named
     from selfloop.roles import SelfloopError
 
@@ -44,8 +48,9 @@ def audit(
     if probe is not None and not probe.exists():
         raise SelfloopError(f"--probe {probe}: no such file: check the path")
     known = read_probe(probe, on) if probe is not None else []
-    found = run_audit(judged, on, probe=known, engines=_engines(judged, config),
-                      limits=Limits(paid=paid), most=samples)
+    with only(config.network):
+        found = run_audit(judged, on, probe=known, engines=_engines(judged, config),
+                          limits=Limits(paid=paid), most=samples)
     if json:
         put_json(found.to_json())
     else:
@@ -54,17 +59,43 @@ def audit(
 
 
 def _engines(verifier: Any, config: RunConfig) -> dict[str, Any]:
-    """The run's model, only where the verifier asks one."""
+    """Who plays in the run, only where the verifier asks somebody."""
     from selfloop.roles import parameters
 
     if "generate" not in parameters(verifier):
         return {}
+    from selfloop.casting import cast
     from selfloop.config import build_engine
     from selfloop.pictures import Library
 
     engine = build_engine(config)
-    engine.bind(Library().open)
-    return dict.fromkeys(("solver", "judge", "critic"), engine)
+    engines = {**dict.fromkeys(("solver", "judge", "critic"), engine), **cast(config, engine)}
+    for played in engines.values():
+        played.bind(Library().open)
+    return engines
+
+
+def admitted(config: RunConfig, loop: Loop, data: Data, engines: Mapping[str, Engine],
+             folder: Path | None = None) -> None:
+    """Before the first draw of a run: attack its verifier, store what is found, refuse a failing
+    one. What its dev samples (else train) have as answers is used to write the attacks.
+
+    `folder` is the run's, by default where the config has it."""
+    from selfloop.auditing.admitting import admit
+    from selfloop.egress import only
+    from selfloop.pictures import Library
+    from selfloop.store import RunFolder
+
+    for engine in engines.values():
+        engine.bind(Library((folder or config.folder) / "images").open)
+    on = data.dev if data.dev is not None and len(data.dev) else data.train
+    with only(config.network):
+        found = admit(loop, on, engines, RunFolder(folder or config.folder), config.audit)
+    accepted = f": accepted: {', '.join(found['allowed'])}" if found["allowed"] else ""
+    why = f": {found['why']}" if found["why"] else ""
+    for doubt in found["doubts"]:
+        tell(f"note: the audit doubts {found['verifier']}: {doubt['attack']}: {doubt['fault']}")
+    tell(f"audit of {found['verifier'] or 'no verifier'}: {found['status']}{accepted}{why}")
 
 
 def print_audit(found: Audited) -> None:

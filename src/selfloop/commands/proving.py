@@ -24,8 +24,9 @@ def prove(
     json: AsJson = False,
 ) -> None:
     """Run every arm beside the loop and ask all of them the sealed test questions."""
+    from selfloop.commands.auditing import admitted
     from selfloop.commands.running import settled_config
-    from selfloop.config import load_config
+    from selfloop.config import load_config, load_data
     from selfloop.egress import only
     from selfloop.own_proof import study_of
     from selfloop.progress import Shown
@@ -35,6 +36,8 @@ def prove(
     config = settled_config(load_config(*split_args(given)))
     study = study_of(config)
     tell(f"proving in {study.folder}: {', '.join(study.arms)}")
+    admitted(config, study.loop, load_data(config), study.cast(study.make_engine()),
+             study.place("loop"))
     with Shown() as shown, only(config.network):
         summary = run_all(study, workers=workers, watch=shown)
     path = write_report(study.folder)

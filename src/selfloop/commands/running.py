@@ -27,9 +27,12 @@ def run(
     json: AsJson = False,
 ) -> None:
     """Run the loop (or go on with it): live progress, and every decision in words."""
+    from selfloop.casting import cast
+    from selfloop.commands.auditing import admitted
     from selfloop.config import build_engine, build_loop, load_config, load_data
     from selfloop.data import load as load_samples
     from selfloop.egress import only
+    from selfloop.elsewhere import keep_records
     from selfloop.evaluate.sealed import Sealed
     from selfloop.progress import Shown
     from selfloop.roles import SelfloopError
@@ -46,12 +49,16 @@ def run(
                             "or make the splits with `selfloop init`")
     if config.data.test is not None and config.data.test.exists():
         Sealed(config.data.test, load_samples)  # no component of the run can read it
+    for note in data.notes:
+        tell(f"note: {note}")
     watches = [_sink(s, config) for s in sink or ()]
     tell(f"loading {config.model}")
-    engine = build_engine(config)
+    engines = cast(config, build_engine(config))
+    keep_records(engines.items(), config.folder)  # those of the audit, too
     put(config.folder / "run.yaml", config.as_yaml().encode())
+    admitted(config, loop, data, engines)
     with Shown(budget=config.budget) as shown, only(config.network):
-        done = go(loop, data.train, engine, config.folder, dev=data.dev or (),
+        done = go(loop, data.train, engines, config.folder, dev=data.dev or (),
                   budget=config.budget, watch=_all([shown, *watches]))
     if json:
         put_json(_summary(config, done))

@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from selfloop.doors import Doors
-from selfloop.roles import Generate, Verifier, as_verdict, call_by_name, gold, name_of, parameters
+from selfloop.roles import (
+    Generate,
+    Verifier,
+    as_verdict,
+    call_by_name,
+    gold,
+    name_of,
+    parameters,
+    reads,
+)
 from selfloop.types import Group, Rollout, Verdict
 
 OFFERED = ("rollout", "group", "sample", "generate", "answer", "rationale", "key")
@@ -19,23 +28,71 @@ class Judged:
     """Groups with verdicts, and what went wrong on the way."""
 
     groups: list[Group]
-    errors: int
-    rollouts: int
-    first_error: str
+
+    @property
+    def unknown(self) -> Unknown:
+        """What the verdicts leave open."""
+        return Unknown.of(self.groups)
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """Of so many verdicts, how many are failures and abstentions, and the first of each."""
+
+    rollouts: int = 0
+    errors: int = 0
+    abstained: int = 0
+    first_error: str = ""
+    first_abstained: str = ""
+    """The sample and the rationale of the first abstention."""
+
+    @classmethod
+    def of(cls, groups: Sequence[Group]) -> Unknown:
+        """Counted over judged groups."""
+        judged = [(g.sample.id, v) for g in groups for v in g.verdicts]
+        errors = [v for _, v in judged if v.error]
+        open_ = [(s, v) for s, v in judged if v.score is None and not v.error]
+        return cls(len(judged), len(errors), len(open_), errors[0].rationale if errors else "",
+                   f"on sample {open_[0][0]}: {open_[0][1].rationale or 'no reason given'}"
+                   if open_ else "")
+
+    def __add__(self, other: Unknown) -> Unknown:
+        return Unknown(self.rollouts + other.rollouts, self.errors + other.errors,
+                       self.abstained + other.abstained, self.first_error or other.first_error,
+                       self.first_abstained or other.first_abstained)
+
+
+def excess(unknown: Unknown, verifier: Verifier | None, max_errors: float,
+           max_unjudged: float | None) -> str:
+    """What exceeds its budget, how to mend it, and an example; nothing when all is well.
+
+    The budgets are shares of the verdicts; `max_unjudged` None is as Loop.max_unjudged says.
+    """
+    if verifier is None or not unknown.rollouts:
+        return ""
+    name, of = name_of(verifier), unknown.rollouts
+    if unknown.errors > max_errors * of:
+        return (f"verifier {name} failed on {unknown.errors} of {of} rollouts (more than "
+                f"max_errors={max_errors:g}); first: {unknown.first_error}; mend the verifier")
+    most = max_unjudged if max_unjudged is not None else 0.99 if reads(verifier) else 1.0
+    if unknown.abstained > most * of:
+        return (f"verifier {name} could not tell on {unknown.abstained} of {of} rollouts (more "
+                f"than max_unjudged={most:g}); first: {unknown.first_abstained}; leave out samples "
+                "that it cannot judge (without a gold value, or with one that it cannot read), "
+                "raise max_unjudged, or mend the verifier")
+    return ""
 
 
 def judge(verifier: Verifier | None, groups: Sequence[Group], doors: Doors) -> Judged:
     """Judge every rollout of every group. Exceptions become error verdicts, with the reason."""
     if verifier is None:
         blank = [g.model_copy(update={"verdicts": (Verdict(),) * len(g.rollouts)}) for g in groups]
-        return Judged(blank, 0, 0, "")
+        return Judged(blank)
     one = _by_group if "group" in parameters(verifier) else _by_rollout
     judged: list[Group] = doors.run(
         [(g.sample, "verify", one(verifier, g, doors.scope)) for g in groups]
     )
-    verdicts = [v for g in judged for v in g.verdicts]
-    errors = [v for v in verdicts if v.error]
-    return Judged(judged, len(errors), len(verdicts), errors[0].rationale if errors else "")
+    return Judged(judged)
 
 
 def _job(verifier: Verifier, group: Group, scope: str,

@@ -12,6 +12,7 @@ from markupsafe import Markup
 import selfloop
 from selfloop.pictures import write_whole
 from selfloop.report import arms, gallery, sections
+from selfloop.report.audited import audited
 from selfloop.report.facts import Findings, gather
 from selfloop.report.words import decision
 from selfloop.types import Sample
@@ -60,7 +61,7 @@ def _view(found: Findings, dev: Sequence[Sample]) -> dict[str, Any]:
         "steps": sections.steps(found), "decisions": sections.decisions(found),
         "final": found.final, "promoted": found.promoted, "iterations": found.iterations,
         "cost": sections.cost(found), "floors": sections.floors(found),
-        "flow": sections.flow(found),
+        "flow": sections.flow(found), "audited": audited(found),
         "changed": gallery.changed(found, known, album), "why_not": why_not,
         "groups": gallery.learned_from(found, album), "missing": _missing(found),
         "printed": str(loop.get("printed", "")), "fingerprint": loop.get("fingerprint", ""),

@@ -196,7 +196,24 @@ def cost(found: Findings) -> list[tuple[str, str, str]]:
         ("Time learning", lasting(seconds["learning"]), "optimizer updates"),
         ("Time in all", lasting(seconds["all"]), "evaluation and writing included; pauses not"),
         ("Network", network(found), "hosts that the run was allowed to reach"),
+        *elsewhere(found),
     ]
+
+
+def elsewhere(found: Findings) -> list[tuple[str, str, str]]:
+    """What servers were asked and what their answers cost, one row a role."""
+    last = {e["role"]: e for e in found.events if e["event"] == "spent"}
+    rows = []
+    for role, spent in sorted(last.items()):
+        dollars = spent.get("dollars")
+        figure = f"{spent['answers']:,} answers, {spent['prompt_tokens']:,} tokens read, " \
+            f"{spent['completion_tokens']:,} drawn" + (
+                "" if dollars is None else f", ${dollars:,.4f}")
+        missing = spent.get("uncounted", 0)
+        note = f"; {missing:,} answers came without a count" if missing else ""
+        rows.append((f"Asked of {spent['model']} ({role})", figure,
+                     f"as the server counted; prices are run.yaml's{note}"))
+    return rows
 
 
 def network(found: Findings) -> str:

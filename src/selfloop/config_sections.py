@@ -1,0 +1,54 @@
+"""The sections of run.yaml: adapters, data, gate, suites. See config.py for the whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ConfigPart(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LoRAConfig(ConfigPart):
+    """Low-rank adapters instead of full weights."""
+
+    rank: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
+    targets: tuple[str, ...] | None = None
+    """Last names of linear layers; None = all of the language model's."""
+
+
+class DataConfig(ConfigPart):
+    """Files that `selfloop.data.load` reads."""
+
+    train: Path
+    dev: Path | None = None
+    test: Path | None = None
+    """Probe, plan and run take only hashes of it, to leave known training rows out; `selfloop
+    check` compares its pictures with the others."""
+    decontaminate: Literal["exact", "looks", "none"] = "exact"
+    """Leave out training rows that dev or test know: the same question, picture bytes or 13 words
+    (exact), also pictures that look alike (looks, opens every picture), or keep all (none)."""
+
+
+class GateConfig(ConfigPart):
+    """When a model is promoted, and when the run has tried often enough."""
+
+    alpha: float = Field(0.05, gt=0, lt=0.5)
+    min_gain: float = Field(0.0, ge=0, lt=1)
+    """Least gain on dev, as a fraction: 0.02 is two points."""
+    strikes: int | None = Field(2, ge=1)
+    """Looks with a fired guard or shown harm since the last promotion before the run stops."""
+    patience: int | None = Field(None, ge=1)
+    """Looks in a row without a promotion before the run stops."""
+
+
+class SuiteConfig(ConfigPart):
+    """Questions that must not get worse: refusals, instructions, an old task."""
+
+    path: Path
+    verifier: str
+    epsilon: float = Field(0.05, ge=0, lt=1)
