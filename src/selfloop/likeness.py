@@ -32,7 +32,7 @@ def near_duplicates(hashes: Sequence[int], max_distance: int = 6) -> list[int]:
     values, back = np.unique(np.array(hashes, dtype=np.uint64), return_inverse=True)
     label = np.arange(len(values))
     for i in range(len(values) - 1):
-        near = label[i + 1:][_bits_set(values[i + 1:] ^ values[i]) <= max_distance]
+        near = label[i + 1:][bits_set(values[i + 1:] ^ values[i]) <= max_distance]
         if near.size and (near != label[i]).any():
             joined = np.append(near, label[i])
             # `label` is small integers, so membership is one table look-up.
@@ -46,7 +46,8 @@ def near_duplicates(hashes: Sequence[int], max_distance: int = 6) -> list[int]:
 _TABLE = np.array([bin(byte).count("1") for byte in range(256)], dtype=np.uint8)
 
 
-def _bits_set(words: Words) -> Words:
+def bits_set(words: Words) -> Words:
+    """How many bits are 1 in each 64-bit word."""
     if hasattr(np, "bitwise_count"):
         return np.asarray(np.bitwise_count(words))
     # numpy < 2.0

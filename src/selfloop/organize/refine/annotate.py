@@ -1,6 +1,6 @@
-"""What steps read beside the verdicts: perceptual hashes, and answers given without the picture.
+"""What steps read beside the verdicts: hashes, embeddings, descriptions and blind answers.
 
-Both wrap a verifier, because a group is judged and annotated in one pass.
+Each wraps a verifier, because a group is judged and annotated in one pass.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from inspect import isawaitable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from selfloop.likeness import perceptual_hash
 from selfloop.organize.judging import failure
+from selfloop.organize.verify.similarity import DualEncoder
 from selfloop.pictures import Library
 from selfloop.roles import Generate, Sampling, as_verdict, call_by_name, name_of, parameters
-from selfloop.types import Group, Media, Rollout, Verdict
+from selfloop.types import Context, Group, Media, Message, Part, Rollout, Verdict
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,60 @@ class WithBlindAnswers:
             sampling=Sampling(temperature=self.temperature, max_new_tokens=self.max_new_tokens))
         verdicts = _verdicts(self.verifier, group.sample.id, drawn, offered)
         return _with(judged, "no_image", [v.score for v in verdicts])
+
+
+@dataclass(frozen=True)
+class WithEmbedding:
+    """A verifier that also leaves `annotations["embedding"]`: one vector of length 1 a group.
+
+    `encoder` is a CLIP- or SigLIP-shaped model's folder, or a hub id that is in the local cache
+    (similarity.DualEncoder). `of`: the first picture, the question, or both, joined so that their
+    cosine is the mean of the two. Groups without what is embedded get no annotation: unknown.
+    Wraps a synchronous verifier. Read by `duplicates.SameMeaning`.
+    """
+
+    verifier: Any
+    encoder: str
+    of: Literal["picture", "question", "both"] = "picture"
+    images: str = ""
+
+    def __call__(self, group: Group, **offered: Any) -> Group:
+        """The group judged and annotated; embeddings are rounded to 6 decimals."""
+        judged = _judged(self.verifier, group, offered)
+        pictures = [m for m in group.sample.media if m.kind == "image"]
+        text = group.sample.context.text
+        if (self.of != "question" and not pictures) or (self.of != "picture" and not text.strip()):
+            return judged
+        medium = pictures[0].model_copy(update={"ops": ()}).to_json() if pictures else ""
+        vector = _embedded(self.encoder, self.of, medium if self.of != "question" else "",
+                           text if self.of != "picture" else "", self.images)
+        return _with(judged, "embedding", list(vector))
+
+
+@dataclass(frozen=True)
+class WithDescription:
+    """A verifier that also leaves `annotations["description"]`: the model's own, drawn greedily.
+
+    Wraps a synchronous verifier; samples without pictures get none, and an empty description is
+    none. Read by `builders.Described`.
+    """
+
+    verifier: Any
+    prompt: str = "Describe the picture in detail."
+    max_new_tokens: int = 256
+
+    async def __call__(self, group: Group, generate: Generate, **offered: Any) -> Group:
+        """The group judged and annotated."""
+        judged = _judged(self.verifier, group, offered)
+        media = group.sample.media
+        if not media:
+            return judged
+        parts = (*(Part(type=m.kind) for m in media), Part(text=self.prompt))
+        asked = Context(prompt=(Message(role="user", content=parts),), media=media)
+        drawn = await generate(asked, n=1, label="description", sampling=Sampling(
+            temperature=0.0, max_new_tokens=self.max_new_tokens))
+        said = drawn[0].text.strip()
+        return _with(judged, "description", said) if said else judged
 
 
 def _with(group: Group, name: str, value: Any) -> Group:
@@ -106,3 +161,16 @@ def _hash_of(medium: str, images: str) -> int:
 
 def _look(medium: Media, images: str) -> int:
     return _hash_of(medium.model_copy(update={"ops": ()}).to_json(), images)
+
+
+@lru_cache(maxsize=100_000)
+def _embedded(encoder: str, of: str, medium: str, text: str, images: str) -> tuple[float, ...]:
+    """What is shown or said as one vector of length 1; what is not asked for is blank."""
+    from PIL import Image
+
+    library = Library(Path(images)) if images else Library()
+    shown = library.open(Media.from_json(medium)) if medium else Image.new("RGB", (32, 32))
+    picture, question = DualEncoder(encoder).embeddings(shown, text or "blank")
+    whole = {"picture": picture, "question": question,
+             "both": [x / 2 ** 0.5 for x in (*picture, *question)]}[of]
+    return tuple(round(x, 6) for x in whole)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from selfloop import keys
-from selfloop.organize.refine.filters import _only
+from selfloop.organize.refine.filters import only
 from selfloop.roles import SelfloopError
 from selfloop.types import Group, Verdict
 
@@ -38,8 +38,8 @@ class BestRight:
         able = [i for i in keys.shuffled(len(verdicts), key)
                 if self._right(verdicts[i]) and self.by in verdicts[i].parts]
         best = set(sorted(able, key=lambda i: -verdicts[i].parts[self.by])[:self.k])
-        return _only(group.model_copy(update={"verdicts": verdicts}),
-                     [i in best for i in range(len(verdicts))])
+        return only(group.model_copy(update={"verdicts": verdicts}),
+                    [i in best for i in range(len(verdicts))])
 
     def _right(self, verdict: Verdict) -> bool:
         return verdict.score is not None and verdict.score >= self.at_least

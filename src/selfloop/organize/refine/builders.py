@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from selfloop import keys
-from selfloop.organize.signals import _HERE
+from selfloop.organize.signals import HERE
 from selfloop.roles import SelfloopError
 from selfloop.types import AnySignal, Branch, Context, Demonstration, Group, Message, Part, Rollout
 
@@ -56,7 +56,7 @@ class Refine:
 
     prompt: str = REFINE
     per_sample: int = 1
-    makes: ClassVar[tuple[AnySignal, ...]] = (Demonstration(branches={"target": _HERE}),)
+    makes: ClassVar[tuple[AnySignal, ...]] = (Demonstration(branches={"target": HERE}),)
 
     def __call__(self, groups: Sequence[Group], key: str) -> list[AnySignal]:
         """Rows of all groups that have right and wrong answers."""
@@ -80,7 +80,7 @@ class Select:
 
     k: int = 3
     prompt: str = SELECT
-    makes: ClassVar[tuple[AnySignal, ...]] = (Demonstration(branches={"target": _HERE}),)
+    makes: ClassVar[tuple[AnySignal, ...]] = (Demonstration(branches={"target": HERE}),)
 
     def __call__(self, groups: Sequence[Group], key: str) -> list[AnySignal]:
         """Rows of all groups that have right and wrong answers."""
@@ -107,7 +107,8 @@ def _mixed(rollouts: Sequence[Rollout], key: str) -> list[Rollout]:
 class Described:
     """Put the model's own description of the picture before the question of every branch (F16).
 
-    Reads `annotations["description"]`, which a verifier stored; signals of samples without one
+    Reads `annotations["description"]`, which a verifier stored, or else the first rollout with
+    `sampling["stage"] == "description"` (the sampler `Describe`); signals of samples without one
     stay as they are, or are left out with `strict`. STIC (arXiv 2405.19716, stage 2). Branches
     are rendered anew, so drawn log-probs no longer apply.
     """
@@ -125,8 +126,7 @@ class Described:
         """The wrapped maker's signals, described."""
         from selfloop.roles import call_by_name
 
-        told = {g.sample.id: d for g in groups
-                if isinstance(d := g.annotations.get("description"), str) and d.strip()}
+        told = {g.sample.id: d for g in groups if (d := _description(g))}
         made: list[AnySignal] = call_by_name(self.maker, groups=groups, key=key, **gold)
         return [self._described(s, told[s.sample]) if s.sample in told else s for s in made
                 if s.sample in told or not self.strict]
@@ -138,6 +138,12 @@ class Described:
                          turns=tuple(t.detached() for t in b.turns))
             for name, b in signal.branches.items()
         }})
+
+
+def _description(group: Group) -> str:
+    drawn = [r.text for r in group.rollouts if r.sampling.get("stage") == "description"]
+    found = group.annotations.get("description", drawn[0] if drawn else "")
+    return found.strip() if isinstance(found, str) else ""
 
 
 def _begun(context: Context, text: str) -> Context:

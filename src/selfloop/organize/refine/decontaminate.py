@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,8 @@ from selfloop.types import Group, Media, Sample, digest
 
 SHOWN = 5
 """Offending samples that an error names; the rest are counted."""
+COMMON = 10
+"""Evaluation questions that may share an n-gram before it counts as mere wording."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -67,27 +70,31 @@ class EvaluationPrints:
                                 "prints_of(samples, open_picture).to_json()") from None
 
 
-def prints_of(samples: Iterable[Sample], open_picture: Callable[[Media], Any], *, n: int = 13,
-              distance: int = 6, name: str = "") -> EvaluationPrints:
-    """The prints of every evaluation sample; opens each picture once.
+def prints_of(samples: Iterable[Sample], open_picture: Callable[[Media], Any] | None, *,
+              n: int = 13, distance: int = 6, name: str = "") -> EvaluationPrints:
+    """The prints of every evaluation sample; opens each picture once, or none for None.
 
-    13-grams as in Brown et al. 2020 (arXiv 2005.14165, appendix C). Only questions without
-    pictures leave n-grams: with a picture, a question asked in the same words is no leak.
+    13-grams as in Brown et al. 2020 (arXiv 2005.14165, appendix C); as there, those of more than
+    `COMMON` questions are wording and no evidence. Only questions without pictures leave n-grams:
+    with a picture, a question asked in the same words is no leak.
     """
     contexts: set[str] = set()
     seen: set[str] = set()
     looks: set[int] = set()
-    grams: set[str] = set()
+    grams: Counter[str] = Counter()
     for sample in samples:
+        if sample.context.identity in contexts:
+            continue
         contexts.add(sample.context.identity)
         for medium in sample.media:
-            if medium.kind == "image" and medium.identity not in seen:
+            if open_picture and medium.kind == "image" and medium.identity not in seen:
                 looks.add(perceptual_hash(open_picture(medium)))
             seen |= {medium.identity, medium.sha256}
         if not sample.media:
-            grams |= {digest(g) for g in shingles(sample.context.text, n)}
-    return EvaluationPrints(frozenset(contexts), frozenset(seen), frozenset(looks),
-                            frozenset(grams), n, distance, name)
+            grams.update(digest(g) for g in shingles(sample.context.text, n))
+    rare = frozenset(g for g, held in grams.items() if held <= COMMON)
+    return EvaluationPrints(frozenset(contexts), frozenset(seen), frozenset(looks), rare, n,
+                            distance, name)
 
 
 def leak(sample: Sample, looks: Sequence[int], prints: EvaluationPrints) -> str | None:

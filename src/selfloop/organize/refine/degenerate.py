@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from selfloop.organize.refine.filters import _only
+from selfloop.organize.refine.filters import only
 from selfloop.types import Group
 
 
@@ -39,7 +39,7 @@ class Degenerate:
 
     def __call__(self, groups: Sequence[Group]) -> list[Group]:
         """The same groups without degenerate rollouts."""
-        return [_only(g, [self.reason(r.text) is None for r in g.rollouts]) for g in groups]
+        return [only(g, [self.reason(r.text) is None for r in g.rollouts]) for g in groups]
 
     def reason(self, text: str) -> str | None:
         """What is wrong with a text, in words, or None. Linear in its length."""

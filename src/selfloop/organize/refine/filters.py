@@ -32,10 +32,11 @@ class Finished:
 
     def __call__(self, groups: Sequence[Group]) -> list[Group]:
         """The same groups with finished rollouts only."""
-        return [_only(g, [r.finish_reason == "stop" for r in g.rollouts]) for g in groups]
+        return [only(g, [r.finish_reason == "stop" for r in g.rollouts]) for g in groups]
 
 
-def _only(group: Group, keep: Sequence[bool]) -> Group:
+def only(group: Group, keep: Sequence[bool]) -> Group:
+    """The group with the marked rollouts and their verdicts alone; one mark a rollout."""
     verdicts = tuple(v for v, k in zip(group.verdicts, keep, strict=True) if k)
     rollouts = tuple(r for r, k in zip(group.rollouts, keep, strict=True) if k)
     return group.model_copy(update={"rollouts": rollouts, "verdicts": verdicts})
@@ -49,4 +50,4 @@ class Role:
 
     def __call__(self, groups: Sequence[Group]) -> list[Group]:
         """The same groups with that role's rollouts only."""
-        return [_only(g, [r.role == self.role for r in g.rollouts]) for g in groups]
+        return [only(g, [r.role == self.role for r in g.rollouts]) for g in groups]

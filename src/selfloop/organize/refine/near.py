@@ -7,15 +7,16 @@ in one cluster, and so on in chains: A near B near C puts A and C together.
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
 
 from selfloop import keys
-from selfloop.likeness import _bits_set
+from selfloop.likeness import bits_set
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SLACK = 1e-9
@@ -75,7 +76,7 @@ class BitIndex:
         for (low, width), bucket in zip(self._bands, self._buckets, strict=True):
             places = bucket.get((value >> low) & ((1 << width) - 1))
             if places is not None:
-                off = _bits_set(self.values[places] ^ np.uint64(value))
+                off = bits_set(self.values[places] ^ np.uint64(value))
                 found.update(places[off <= self.distance].tolist())
         return sorted(found)
 
@@ -99,33 +100,88 @@ def shingles(text: str, n: int) -> frozenset[str]:
         if words else frozenset()
 
 
+LONGEST_PREFIX = 6
+"""N-grams of a set of which every two are a key: 15 keys a text at most."""
+
+
 def near_texts(texts: Sequence[str], jaccard: float = 0.8, n: int = 3) -> list[int]:
     """The cluster of each text: those whose n-gram sets A, B have |A & B| / |A | B| >= jaccard.
 
-    Exact. Equal texts are one item; of each set only the |A| - ceil(jaccard |A|) + 1 rarest
-    n-grams are looked up, which near sets must share (prefix filtering: Chaudhuri, Ganti and
-    Kaushik 2006, ICDE; Bayardo, Ma and Srikant 2007, WWW). About linear unless even the rarest
-    n-grams are common. Texts without words are near nothing but each other.
+    Exact. Equal texts are one item. Near sets share at least c = ceil(jaccard |A|) n-grams, so of
+    the |A| - c + k rarest of each they share k (prefix filtering: Chaudhuri, Ganti and Kaushik
+    2006, ICDE; Bayardo, Ma and Srikant 2007, WWW; k > 1: Wang, Li and Feng 2012, SIGMOD). Short
+    sets are looked up by two n-grams (k = 2), others by one: about linear, unless many long texts
+    consist of the same few n-grams. Texts without words are near nothing but each other.
     """
     plain = [" ".join(t.lower().split()) for t in texts]
-    sets = {t: shingles(t, n) for t in dict.fromkeys(plain)}
-    common = Counter(s for own in sets.values() for s in own)
-    order = sorted(sets, key=lambda t: len(sets[t]))
-    clusters = Clusters(len(order))
-    holders: dict[str, list[int]] = defaultdict(list)
-    for i, text in enumerate(order):
-        own = sets[text]
-        rare = sorted(own, key=lambda s: (common[s], s))
-        prefix = rare[:len(own) - math.ceil(jaccard * len(own) - SLACK) + 1]
-        for j in dict.fromkeys(j for s in prefix for j in holders[s]):
-            other = sets[order[j]]
-            if len(other) >= jaccard * len(own) - SLACK and clusters.of(i) != clusters.of(j) \
-                    and len(own & other) >= jaccard * len(own | other) - SLACK:
-                clusters.join(i, j)
-        for s in prefix:
-            holders[s].append(i)
-    place = {text: i for i, text in enumerate(order)}
+    grams = {t: shingles(t, n) for t in dict.fromkeys(plain)}
+    common = Counter(s for own in grams.values() for s in own)
+    rank = {s: i for i, s in enumerate(sorted(common, key=lambda s: (common[s], s)))}
+    sets = [frozenset(rank[s] for s in own) for own in grams.values()]
+    clusters = Clusters(len(sets))
+    for sharing in (_sharing_two(sets, jaccard), _sharing_one(sets, jaccard)):
+        for places in sharing:
+            for at, i in enumerate(places):
+                for j in places[:at]:
+                    if clusters.of(i) != clusters.of(j) and _near_sets(sets[i], sets[j], jaccard):
+                        clusters.join(i, j)
+    place = {text: i for i, text in enumerate(grams)}
     return _renumbered(clusters.of(place[text]) for text in plain)
+
+
+def _near_sets(a: frozenset[int], b: frozenset[int], jaccard: float) -> bool:
+    small, large = sorted((len(a), len(b)))
+    if small < jaccard * large - SLACK:
+        return False
+    both = len(a & b)
+    return both >= jaccard * (small + large - both) - SLACK
+
+
+def _least(size: int, jaccard: float) -> int:
+    """N-grams that a set of this size shares with any that is near."""
+    return math.ceil(jaccard * size - SLACK)
+
+
+def _is_short(size: int, jaccard: float) -> bool:
+    return size - _least(size, jaccard) + 2 <= LONGEST_PREFIX
+
+
+def _sharing_two(sets: Sequence[frozenset[int]], jaccard: float) -> Iterator[list[int]]:
+    """Groups of short sets that have two rare n-grams in common."""
+    owners, marks = array("q"), array("q")
+    for i, own in enumerate(sets):
+        if _is_short(len(own), jaccard):
+            rare = sorted(own)[:len(own) - _least(len(own), jaccard) + 2]
+            for a, b in combinations(rare, 2):
+                owners.append(i)
+                marks.append(a << 32 | b)
+    return _grouped(marks, owners)
+
+
+def _sharing_one(sets: Sequence[frozenset[int]], jaccard: float) -> Iterator[list[int]]:
+    """Groups that have one rare n-gram in common, of the sets that may be near a longer one than
+    `_sharing_two` sees, or near by a single n-gram."""
+    longest = max((len(s) for s in sets), default=0)
+    too_long = next((k for k in range(1, longest + 1) if not _is_short(k, jaccard)), longest + 1)
+    owners, marks = array("q"), array("q")
+    for i, own in enumerate(sets):
+        if len(own) >= jaccard * too_long - SLACK or _least(len(own), jaccard) < 2:
+            for a in sorted(own)[:len(own) - _least(len(own), jaccard) + 1]:
+                owners.append(i)
+                marks.append(a)
+    return _grouped(marks, owners)
+
+
+def _grouped(marks: array[int], owners: array[int]) -> Iterator[list[int]]:
+    """The owners of each mark that has several, in order."""
+    if not len(marks):
+        return
+    mark, owner = np.frombuffer(marks, np.int64), np.frombuffer(owners, np.int64)
+    order = np.argsort(mark, kind="stable")
+    starts = np.unique(mark[order], return_index=True)[1]
+    sizes = np.diff(np.append(starts, len(order)))
+    for start, size in zip(starts[sizes > 1].tolist(), sizes[sizes > 1].tolist(), strict=True):
+        yield owner[order[start:start + size]].tolist()
 
 
 def near_vectors(vectors: Sequence[Sequence[float]], cosine: float = 0.95, *, tables: int = 16,

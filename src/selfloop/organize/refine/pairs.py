@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations, pairwise
+from itertools import combinations, cycle, pairwise
 from typing import Any, ClassVar
 
 from selfloop import keys
-from selfloop.organize.signals import _HERE, _trained_on
+from selfloop.organize.signals import HERE, trained_on
 from selfloop.types import AnySignal, Group, Pair, Rollout
 
 
@@ -52,22 +52,24 @@ class Pairs:
 
     propose: Propose
     filters: tuple[PairFilter, ...] = ()
-    makes: ClassVar[tuple[AnySignal, ...]] = (Pair(branches={"chosen": _HERE, "rejected": _HERE}),)
+    margins: bool = True
+    """Whether the score gap is the pair's margin, which DPO subtracts; False leaves it at 0."""
+    makes: ClassVar[tuple[AnySignal, ...]] = (Pair(branches={"chosen": HERE, "rejected": HERE}),)
 
     def __call__(self, groups: Sequence[Group], key: str) -> list[AnySignal]:
-        """One Pair a candidate that stays; its margin is the score gap."""
+        """One Pair a candidate that stays."""
         found = [c for g in groups for c in self.propose(g, f"{key}/{g.sample.id}")]
         for keep in self.filters:
             found = keep(found)
-        return [_pair(c) for c in found]
+        return [_pair(c, c.gap if self.margins else 0.0) for c in found]
 
 
-def _pair(candidate: Candidate) -> Pair:
+def _pair(candidate: Candidate, margin: float) -> Pair:
     best, worst = candidate.chosen, candidate.rejected
     return Pair(
-        branches={"chosen": _trained_on(best, False), "rejected": _trained_on(worst, False)},
+        branches={"chosen": trained_on(best, False), "rejected": trained_on(worst, False)},
         sample=candidate.group.sample.id, rollouts=(best.id, worst.id), role=best.role,
-        margin=candidate.gap, why=f"{candidate.why}, score gap {candidate.gap:g}")
+        margin=margin, why=f"{candidate.why}, score gap {candidate.gap:g}")
 
 
 def _judged(group: Group) -> list[tuple[Rollout, float]]:
@@ -141,10 +143,11 @@ class Levels:
 
 @dataclass(frozen=True)
 class Constructed:
-    """Answers drawn under the unchanged picture are chosen, under a changed one rejected.
+    """Answers drawn as they should be are chosen, those led astray rejected.
 
-    The construction says which is better, not the scores: SeVa, STIC, judge-free (V33). Add
-    `SwapOrDrop` to check it. The i-th of one kind meets the i-th of the other.
+    Astray is what saw a changed picture, or what `Negatives` marked. The construction says which
+    is better, not the scores: SeVa, STIC, judge-free (V33). Add `SwapOrDrop` to check it. The i-th
+    of one kind meets the i-th of the other; where more are astray, the good ones come round again.
     """
 
     def __call__(self, group: Group, key: str) -> list[Candidate]:
@@ -152,14 +155,20 @@ class Constructed:
         verdicts = group.verdicts or (None,) * len(group.rollouts)
         done = [(r, v.score if v else None) for r, v in zip(group.rollouts, verdicts, strict=True)
                 if r.finish_reason == "stop"]
-        plain = [one for one in done if not _changed(one[0])]
-        changed = [one for one in done if _changed(one[0])]
-        return [Candidate(group, a, b, *_known(s, t), why="by construction")
-                for (a, s), (b, t) in zip(plain, changed, strict=False)]
+        plain = [one for one in done if not astray(one[0])]
+        worse = [one for one in done if astray(one[0])]
+        return [Candidate(group, a, b, *_known(s, t), why=_cause(b))
+                for (a, s), (b, t) in zip(cycle(plain), worse, strict=False)]
 
 
-def _changed(rollout: Rollout) -> bool:
-    return any(m.ops for m in rollout.context.media)
+def astray(rollout: Rollout) -> bool:
+    """Whether an answer was marked by `Negatives`, or saw a changed picture."""
+    return "negative" in rollout.sampling or any(m.ops for m in rollout.context.media)
+
+
+def _cause(rollout: Rollout) -> str:
+    cause = rollout.sampling.get("negative")
+    return f"by construction: {cause}" if cause else "by construction"
 
 
 def _known(a: float | None, b: float | None) -> tuple[float, float]:
