@@ -1,18 +1,22 @@
-"""An environment: guess how many digits are even, and hear "more" or "fewer" until it is right.
+"""An environment: guess how many digits are even; while wrong, see half of the picture enlarged
+and hear "more" or "fewer".
 
-An environment is a sampler. Its observations are messages (they may hold pictures); the tokens
-of observations are never trained, and the model's own tokens are kept as they were drawn.
+An environment is a sampler. Its observations are messages and may hold pictures, which the run
+stores; the tokens of observations are never trained, and the model's own are kept as drawn.
 
     python examples/environment.py
 """
 
-from selfloop import Context, Learn, Loop, Media, Optim, Sample, load, run
+from PIL import Image
+
+from selfloop import Context, Learn, Loop, Optim, Sample, load, run
 from selfloop.collect.env import EnvSampler
 from selfloop.engines.toy import ToyEngine
 from selfloop.optimize.losses.rl import GRPO
 from selfloop.organize.chain import Chain
 from selfloop.organize.signals import GroupAdvantage
 from selfloop.organize.verify.environment import EnvironmentReturn
+from selfloop.pictures import Library
 from selfloop.store import RunFolder
 from selfloop.testbeds import digits
 
@@ -22,14 +26,22 @@ class HowManyEven:
 
     def reset(self, sample: Sample, key: str) -> Context:
         self.target = int(digits.answer_to("even", str(sample.meta["digits"])))
+        self.picture, self.turn = Library().open(sample.media[0]), 0
         return sample.context
 
-    def step(self, text: str) -> tuple[tuple[str | Media, ...], float, bool]:
+    def step(self, text: str) -> tuple[tuple[str | Image.Image, ...], float, bool]:
         """(what is shown next, reward, whether the episode is over)."""
         guess = int(text.split()[0]) if text.split() else -1
         if guess == self.target:
             return (), 1.0, True
-        return ("more" if guess < self.target else "fewer",), -0.2, False
+        return (self.half(), "more" if guess < self.target else "fewer"), -0.2, False
+
+    def half(self) -> Image.Image:
+        """The upper half first, the lower half after it, and so on."""
+        width, height = self.picture.size
+        top = self.turn % 2 * height // 2
+        self.turn += 1
+        return self.picture.resize((width, height), box=(0, top, width, top + height // 2))
 
 
 def main() -> None:

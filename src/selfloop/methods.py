@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from selfloop.answer_types import RULES
 from selfloop.evaluate.forgetting import Suite, default_suites, load_suite
 from selfloop.evaluate.gate import Gate
+from selfloop.organize.verify.outside import Outside
 from selfloop.roles import SelfloopError, component_named, reads
 
 if TYPE_CHECKING:
@@ -28,6 +29,14 @@ METHODS: dict[str, str] = {
     "dpo": "prefer the best to the worst of the own answers",
     "grpo": "reinforce answers that are better than their group's mean",
     "agreement": "imitate what the own answers agree on; reads no labels",
+    "stic": "prefer guided descriptions to misled ones; reads no labels",
+    "stic_described": "imitate gold answers that follow the own description of the picture",
+    "seva": "prefer answers to the picture to answers to a noisy one; reads no labels",
+    "csr": "prefer own sentences that are likely and fit the picture; reads no labels",
+    "rlaif_v": "prefer answers whose claims a model accepts one by one; reads no labels",
+    "r3v": "imitate right answers, mend wrong ones, choose among both; from the seed each time",
+    "mm_upt": "reinforce the group's most frequent answer; reads no labels",
+    "visplay": "reinforce a questioner and a solver that raise each other; reads no labels",
     "supervised": "imitate gold answers or worked solutions; draws nothing",
 }
 """Recipe name -> what it does in a few words."""
@@ -65,7 +74,8 @@ def options_of(method: str) -> dict[str, inspect.Parameter]:
 
 
 def verifier_named(name: str, home: Path | None = None) -> Verifier:
-    """exact, number, choice, yes_no, text, or module:name (a class is built with its defaults).
+    """exact, number, choice, yes_no, text, or module:name (a class is built with its defaults),
+    and outside:module:name for a verifier in a process of its own, with the limits of Outside.
 
     Modules are also looked for in `home` and in the folder one stands in.
     """
@@ -76,6 +86,8 @@ def verifier_named(name: str, home: Path | None = None) -> Verifier:
         raise SelfloopError(f"verifier {name!r} is unknown{closest(name, VERIFIERS)}, "
                             "or module:name")
     look_in(home)
+    if name.startswith("outside:"):
+        return Outside(name.removeprefix("outside:"))
     found: Any = component_named(name)
     if inspect.isclass(found):
         try:
@@ -126,7 +138,9 @@ def build_loop(config: RunConfig) -> Loop:
 
 
 def _decided(loop: Loop, config: RunConfig) -> Loop:
-    """The loop with what run.yaml says of its gate and of what must not be forgotten."""
+    """The loop with what run.yaml says of its gate, its budgets and what must not be forgotten."""
+    budgets = {n: getattr(config, n) for n in ("max_errors", "max_unjudged")}
+    loop = replace(loop, **{n: most for n, most in budgets.items() if most is not None})
     if loop.evaluation is not None and (suites := _suites(config)):
         loop = replace(loop, evaluation=replace(loop.evaluation, suites=suites))
     if not isinstance(loop.gate, Gate):  # none, or one of the recipe's own

@@ -7,6 +7,7 @@ line that names the file; nothing is repaired silently, and nothing is ever fetc
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
 import threading
@@ -173,6 +174,12 @@ class Library:
         if not path.exists():
             write_whole(path, data)
         return Media(sha256=sha256, meta={"uri": str(path), "size": len(data)})
+
+    def keep(self, picture: Image.Image) -> Media:
+        """Store a picture that was drawn here and not found in a file, as PNG. See add_bytes."""
+        file = io.BytesIO()
+        picture.convert("RGB").save(file, "PNG")
+        return self.add_bytes(file.getvalue(), ".png")
 
     def _stored(self, sha256: str) -> Path | None:
         if self.folder is None:

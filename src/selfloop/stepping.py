@@ -11,8 +11,8 @@ from selfloop import keys, learning
 from selfloop.collect.drawing import draw
 from selfloop.doors import Doors, engine_for
 from selfloop.evaluate.monitors import monitors
-from selfloop.organize.judging import judge
-from selfloop.roles import Optim, SelfloopError, call_by_name, name_of, reads
+from selfloop.organize.judging import Judged, Unknown, excess, judge
+from selfloop.roles import Optim, SelfloopError, call_by_name, reads
 from selfloop.store import put_json
 from selfloop.types import AnySignal, Decision, Group, Iteration, Sample, digest
 from selfloop.words import Adjustment
@@ -30,25 +30,43 @@ def gather(run: Run, step: int) -> dict[str, Any]:
     guidance = before.get("guidance", {})
     groups: list[Group] = []
     shards: list[list[str]] = []
-    errors: list[tuple[int, int, str]] = []
+    unknown = Unknown()
     wanted = loop.samples or len(run.samples)
     used: list[int] = []
     for wave in range(loop.max_waves):
         chosen = plan(len(run.samples), wanted, step, wave, loop.seed, used)
         used += chosen
-        for at in range(0, len(chosen), loop.shard):
-            samples = [run.samples[i] for i in chosen[at:at + loop.shard]]
-            found, problem = _shard(run, step, wave, samples, guidance, shards)
-            groups += found
-            errors.append(problem)
-            run.tell("drawn", step=step, done=len(groups), of=len(groups) + len(chosen) - at
+        asked = [run.samples[i] for i in chosen] + ([] if wave else proposed(guidance, step))
+        for at in range(0, len(asked), loop.shard):
+            samples = asked[at:at + loop.shard]
+            found = _shard(run, step, wave, samples, guidance, shards)
+            groups += found.groups
+            unknown += found.unknown
+            run.tell("drawn", step=step, done=len(groups), of=len(groups) + len(asked) - at
                      - len(samples))
         wanted = max((getattr(how.organizer, "wants", _none)(_stripped(groups))
                       for how in loop.learn.values()), default=0)
         if not wanted:
             break
-    _stop_on_errors(run, step, errors)
+    _stop_on_unknown(run, step, unknown)
     return _organize(run, step, groups, shards, before.get("state", {}))
+
+
+def proposed(guidance: Mapping[str, Any], step: int) -> list[Sample]:
+    """The samples that the last step left under `guidance["samples"]`, as JSON: those that a
+    model proposed (organize.refine.own_questions). They are drawn beside the data, once.
+
+    Raises SelfloopError for an entry that is no sample.
+    """
+    found = []
+    for i, entry in enumerate(guidance.get("samples", ())):
+        try:
+            found.append(Sample.model_validate(entry))
+        except ValueError as error:
+            raise SelfloopError(
+                f'step {step}: guidance["samples"][{i}] is no sample ({error}); leave '
+                "Sample.model_dump(mode='json') of each") from None
+    return found
 
 
 def _after(run: Run, step: int) -> int:
@@ -83,8 +101,7 @@ def plan(n: int, wanted: int, step: int, wave: int, seed: int, used: Sequence[in
 
 
 def _shard(run: Run, step: int, wave: int, samples: Sequence[Sample],
-           guidance: Mapping[str, Any], shards: list[list[str]]
-           ) -> tuple[list[Group], tuple[int, int, str]]:
+           guidance: Mapping[str, Any], shards: list[list[str]]) -> Judged:
     """Draw and judge one shard, or read what is already stored of it."""
     loop, shard = run.loop, len(shards)
     version = max(0, step - loop.max_staleness)
@@ -95,36 +112,35 @@ def _shard(run: Run, step: int, wave: int, samples: Sequence[Sample],
                       dict(guidance), *([heat] if heat != 1 else [])])
     planned = digest([drawing, described["verifier"]])
     shards.append([drawing, planned])
-    doors = Doors(run.engines, version, scope)
+    doors = Doors(run.engines, version, scope, keep=run.library.keep)
     groups = run.folder.rollouts(step, shard, drawing)
     if groups is None:
         groups = draw(loop.sampler, samples, replace(doors, heat=heat), guidance)
         run.folder.put_rollouts(step, shard, drawing, groups)
     stored = run.folder.judged(step, shard, planned, groups)
-    if stored is not None and not _too_many(run, stored[1]["errors"], stored[1]["rollouts"]):
-        return stored[0], (stored[1]["errors"], stored[1]["rollouts"], "")
+    if stored is not None and not _excess(run, (kept := Judged(stored[0])).unknown):
+        return kept
     began = time.monotonic()
     judged = judge(loop.verifier, groups, doors)
     run.tell("judged", step=step, shard=shard, seconds=time.monotonic() - began)
-    run.folder.put_verdicts(step, shard, planned, judged.groups,
-                            {"errors": judged.errors, "rollouts": judged.rollouts})
-    return judged.groups, (judged.errors, judged.rollouts, judged.first_error)
+    run.folder.put_verdicts(step, shard, planned, judged.groups, {
+        "errors": judged.unknown.errors, "rollouts": judged.unknown.rollouts})
+    return judged
 
 
-def _too_many(run: Run, errors: int, rollouts: int) -> bool:
-    return errors > run.loop.max_errors * max(1, rollouts)
+def _excess(run: Run, unknown: Unknown) -> str:
+    loop = run.loop
+    return excess(unknown, loop.verifier, loop.max_errors, loop.max_unjudged)
 
 
-def _stop_on_errors(run: Run, step: int, found: Sequence[tuple[int, int, str]]) -> None:
-    errors, rollouts = sum(e for e, _, _ in found), sum(n for _, n, _ in found)
-    if _too_many(run, errors, rollouts):
-        first = next((text for _, _, text in found if text), "see the stored verdicts")
+def _stop_on_unknown(run: Run, step: int, unknown: Unknown) -> None:
+    """Halt where too little is known; the same call, or one with the mend, goes on from here."""
+    if why := _excess(run, unknown):
+        run.folder.event("stopped", why=why, step=step, resumable=True)
         raise SelfloopError(
-            f"verifier {name_of(run.loop.verifier)} failed on {errors} of {rollouts} rollouts "
-            f"(more than max_errors={run.loop.max_errors:g}); first: {first}; what was collected "
-            f"is kept in {run.folder.path}: mend the verifier and "
-            + ("run again" if step == 0 else "start a run of another name, since earlier steps "
-               "were judged by this one"))
+            f"{why} and run again: what was collected is kept in {run.folder.path}"
+            + ("" if step == 0 else ", but a verifier whose code changes needs a run of another "
+               "name, since it has judged earlier steps"))
 
 
 def _organize(run: Run, step: int, groups: list[Group], shards: list[list[str]],
@@ -144,7 +160,8 @@ def _organize(run: Run, step: int, groups: list[Group], shards: list[list[str]],
     figures = monitors(groups)
     rollouts = [r for g in groups for r in g.rollouts]
     counts |= {
-        "problems": len(groups), "drawn": len(rollouts),
+        "problems": len(groups), "proposed": sum(g.sample.parent is not None for g in groups),
+        "drawn": len(rollouts),
         "unjudged": sum(v.score is None for g in groups for v in g.verdicts),
         "errors": sum(v.error for g in groups for v in g.verdicts),
         "right": sum(v.right for g in groups for v in g.verdicts),

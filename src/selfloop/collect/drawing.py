@@ -8,9 +8,10 @@ from typing import Any
 
 from selfloop.doors import Doors, is_async
 from selfloop.roles import Generate, Sampler, SelfloopError, call_by_name, gold, name_of
-from selfloop.types import Group, Rollout, Sample
+from selfloop.types import Group, Media, Rollout, Sample
 
-OFFERED = ("generate", "sample", "guidance", "key", "answer", "rationale")
+OFFERED = ("generate", "sample", "guidance", "key", "keep", "answer", "rationale")
+"""`keep(picture) -> Media` stores a picture that the sampler made, where the run keeps its own."""
 
 
 def draw(
@@ -19,17 +20,17 @@ def draw(
     """One group a sample, in order. A sampler that fails stops the run, naming the sample."""
     if sampler is None:
         return [Group(sample=s, rollouts=()) for s in samples]
-    drawn = doors.run([(s, "collect", _job(sampler, s, guidance, doors.scope)) for s in samples])
+    drawn = doors.run([(s, "collect", _job(sampler, s, guidance, doors)) for s in samples])
     return [
         Group(sample=s, rollouts=tuple(_checked(found, s, sampler)))
         for s, found in zip(samples, drawn, strict=True)
     ]
 
 
-def _job(sampler: Sampler, sample: Sample, guidance: Mapping[str, Any], scope: str) -> Any:
+def _job(sampler: Sampler, sample: Sample, guidance: Mapping[str, Any], doors: Doors) -> Any:
     offered = {
-        "sample": sample.unlabelled(), "guidance": guidance, "key": f"{scope}/{sample.id}",
-        **gold(sampler, sample),
+        "sample": sample.unlabelled(), "guidance": guidance, "key": f"{doors.scope}/{sample.id}",
+        "keep": doors.keep or _nowhere, **gold(sampler, sample),
     }
 
     def named(error: Exception) -> SelfloopError:
@@ -58,6 +59,11 @@ def _job(sampler: Sampler, sample: Sample, guidance: Mapping[str, Any], scope: s
 
     plain.blocking = True  # type: ignore[attr-defined]
     return plain
+
+
+def _nowhere(picture: Any) -> Media:
+    raise SelfloopError("a picture was made where none can be stored: pass keep=Library(folder)."
+                        "keep to whoever draws")
 
 
 def _checked(found: Any, sample: Sample, sampler: Sampler) -> list[Rollout]:

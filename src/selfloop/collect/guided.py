@@ -7,6 +7,7 @@ All of them ask for "Answer:" at the end, which `rules.final_answer` reads.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from selfloop.types import Context, Message, Part
 
@@ -22,6 +23,17 @@ def ending(context: Context, suffix: str) -> Context:
         parts.append(Part(text=suffix))
     prompt[last] = Message(role="user", content=tuple(parts))
     return Context(prompt=tuple(prompt), media=context.media)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """`ending` with a text of one's own, as a component that a loop can name."""
+
+    text: str
+
+    def __call__(self, context: Context) -> Context:
+        """The context with the text as its last line."""
+        return ending(context, self.text)
 
 
 def direct(context: Context) -> Context:
@@ -45,6 +57,13 @@ def see_think_answer(context: Context) -> Context:
     return ending(context, "Write what you see between <see> and </see>, your reasoning between "
                   "<think> and </think>, and the final answer between <answer> and </answer>.")
 
+
+DESCRIBE = (
+    "Describe the picture step by step. Name the main things in it and what they do. Then say "
+    "where it is and what mood it has, and what in it makes that mood. Then its colours and how it "
+    "is composed. Then what in it may stand for something else. End with what it is about.")
+"""A guiding prompt for descriptions, in the order that STIC asks for (arXiv 2405.19716; own words).
+"""
 
 STRUCTURES: dict[str, Callable[[Context], Context]] = {
     "direct": direct, "chain of thought": chain_of_thought,

@@ -8,16 +8,17 @@ trust: `auditing.audit` counts it from the judged groups. Every cause has a seve
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from selfloop import keys
 from selfloop.collect.conditioning import noted, put_under, wholly_own
 from selfloop.collect.swapped_pictures import Pool, any_other, near_other, reordered
 from selfloop.collect.text_negatives import SWAPS, checked, eliciting, injecting, swapped, truncated
 from selfloop.corruptions import OPERATIONS
 from selfloop.roles import Generate, Sampling, SelfloopError
-from selfloop.types import Group, Media, Rollout, Sample
+from selfloop.types import Context, Group, Media, Rollout, Sample
 
 WORSE_SEEN: dict[str, str] = {
     "diffusion": "diffusion", "gaussian": "noise", "lowres": "lowres", "jitter": "jitter",
@@ -76,6 +77,10 @@ class Negatives:
     compare them. `blind` draws as many answers without pictures, for `audit` alone: take them
     out before signals are made (`without_blind`, an organizer step). A cause that cannot change
     anything (no pictures, nothing named in the text) gives no answer.
+
+    With `guide` the good answers are drawn under a guiding prompt, and put under the plain context
+    as well. With `pick_one` each good answer has one cause only, drawn by key: a cause that is
+    named twice comes twice as often (STIC, arXiv 2405.19716).
     """
 
     causes: tuple[str, ...] = ("diffusion", "eliciting", "entity")
@@ -85,6 +90,8 @@ class Negatives:
     blind: bool = False
     vocabulary: tuple[str, ...] = ()
     """The words that swaps may bring in, for a model with a closed vocabulary; () = any."""
+    guide: Callable[[Context], Context] | None = None
+    pick_one: bool = False
     temperature: float = 1.0
     max_new_tokens: int = 128
     asks: ClassVar[frozenset[str]] = frozenset({"forced_prefix"})
@@ -101,14 +108,16 @@ class Negatives:
 
     async def __call__(self, generate: Generate, sample: Sample, key: str) -> list[Rollout]:
         """The good answers, then the bad ones cause by cause, then the blind ones."""
-        good = await generate(sample, n=self.n, sampling=self._sampling(), label="good")
+        good = await self._good(generate, sample)
         found = list(good)
-        for cause in self.causes if self.severity else ():
-            if cause in REWRITTEN or cause == "injected":
-                drawn = await self._from_good(generate, sample, good, cause, key)
-            else:
-                drawn = await self._from_scratch(generate, sample, cause, key)
-            found += [noted(r, negative=cause, severity=self.severity) for r in drawn]
+        if self.severity and self.causes and self.pick_one:
+            for i, one in enumerate(good):
+                u = float(keys.uniforms(f"{key}/cause{i}", 1)[0])
+                cause = self.causes[int(u * len(self.causes))]
+                found += await self._bad(generate, sample, [one], cause, f"{key}/{i}")
+        elif self.severity:
+            for cause in self.causes:
+                found += await self._bad(generate, sample, good, cause, key)
         if self.blind:
             drawn = await generate(sample.context.without_media(), n=self.n,
                                    sampling=self._sampling(), label="blind")
@@ -118,7 +127,21 @@ class Negatives:
     def _sampling(self) -> Sampling:
         return Sampling(temperature=self.temperature, max_new_tokens=self.max_new_tokens)
 
-    async def _from_scratch(self, generate: Generate, sample: Sample, cause: str, key: str
+    async def _good(self, generate: Generate, sample: Sample) -> list[Rollout]:
+        asked = sample.context if self.guide is None else self.guide(sample.context)
+        drawn = await generate(asked, n=self.n, sampling=self._sampling(), label="good")
+        return drawn if self.guide is None else [put_under(sample.context, r) for r in drawn]
+
+    async def _bad(self, generate: Generate, sample: Sample, good: list[Rollout], cause: str,
+                   key: str) -> list[Rollout]:
+        """One answer made worse by the cause for each good one, marked with the cause."""
+        if cause in REWRITTEN or cause == "injected":
+            drawn = await self._from_good(generate, sample, good, cause, key)
+        else:
+            drawn = await self._from_scratch(generate, sample, cause, len(good), key)
+        return [noted(r, negative=cause, severity=self.severity) for r in drawn]
+
+    async def _from_scratch(self, generate: Generate, sample: Sample, cause: str, n: int, key: str
                             ) -> list[Rollout]:
         """New answers, drawn where the cause leads the model astray."""
         if cause == "eliciting":
@@ -130,7 +153,7 @@ class Negatives:
                 sample.media, cause, self.severity, f"{key}/{cause}", self.pool))
         if astray == sample.context:
             return []
-        drawn = await generate(astray, n=self.n, sampling=self._sampling(), label=cause)
+        drawn = await generate(astray, n=n, sampling=self._sampling(), label=cause)
         return [put_under(sample.context, r) for r in drawn]
 
     async def _from_good(self, generate: Generate, sample: Sample, good: list[Rollout],

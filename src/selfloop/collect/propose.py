@@ -1,30 +1,43 @@
-"""A proposer: questions about a picture, asked by the model itself (primitive S13)."""
+"""A proposer: questions about a picture, asked by the model itself (primitive S13).
+
+What it asks becomes the next step's problems when the organizer holds
+`organize.refine.own_questions.AskNext`; `AskOrAnswer` is the sampler of such a loop.
+"""
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from selfloop.collect.conditioning import noted
 from selfloop.collect.related import asking
 from selfloop.collect.tags import Parsed, one_of, tagged
-from selfloop.roles import Generate, Sampling
-from selfloop.types import Group, Rollout, Sample
+from selfloop.roles import Generate, Sampler, Sampling, call_by_name
+from selfloop.types import Rollout, Sample
 
 PROPOSE = ("Ask one question about this picture that can be answered from the picture alone, by a "
            "word, a number or a short phrase, and that one has to look closely to answer. Do not "
            "give the answer. Write the question between <question> and </question>.")
 ANSWERABLE = ("Can this question be answered from the picture alone? Question: {question}\n"
               "Answer yes or no.")
+EXAMPLE = "Here is a question about it; ask a different one: {question}"
+HARDER = "Lately the answers all agreed: ask what is harder to see."
+EASIER = "Lately the answers hardly agreed: ask what is easier to see."
+VISIBLE = "Lately many questions could not be answered: ask only about what the picture shows."
 
 
 def parse_question(text: str, longest: int = 300) -> Parsed:
     """The one question in a proposal: between the tags, ending in "?", neither cut nor several."""
     found = tagged(text, "question")
-    if found.value is None:
-        return found
-    question = " ".join(found.value.split())
+    return found if found.value is None else parse_plain(found.value, longest)
+
+
+def parse_plain(text: str, longest: int = 300) -> Parsed:
+    """The same for models that write no tags: the whole text is the question."""
+    question = " ".join(text.split())
     if len(question) > longest:
         return Parsed(None, f"the question has {len(question)} characters, over {longest}")
     if not question.endswith("?") or question.count("?") != 1:
@@ -34,59 +47,93 @@ def parse_question(text: str, longest: int = 300) -> Parsed:
     return Parsed(question)
 
 
+def tagged_question(text: str) -> str | None:
+    """The question in a proposal, or None: how a verifier reads what `Propose` was told."""
+    return parse_question(text).value
+
+
+def plain_question(text: str) -> str | None:
+    """The same for proposals without tags."""
+    return parse_plain(text).value
+
+
 @dataclass(frozen=True)
 class Propose:
     """`n` questions about each picture, checked, and `answers` draws of the solver to each.
 
-    The proposer sees the pictures and not the sample's own question. A question counts as
+    The proposer sees the pictures and not the sample's own question, unless `example` shows it
+    as one to differ from (MM-UPT's in-context questions, arXiv 2505.22453). A question counts as
     answerable when more than half of `checks` draws say yes to that (SENA rewrites where VisPlay
     and EvoLMM do without, arXiv 2412.15650, 2511.15661); checks that say neither yes nor no are
-    left out, and without any verdict it is unknown and not asked. Equal questions are asked once.
-    Proposals carry `sampling["proposed"]` (the question or None), `["answerable"]` and `["why"]`;
-    answers carry `sampling["question"]` and `["proposal"]`, the proposal's id. A verifier can
-    thus pay the proposer by how far its solver's answers agree.
+    left out, and without any verdict it is unknown and not asked. With `checks=0` nobody is asked
+    and every readable question counts. Equal questions are asked once.
+
+    Proposals carry `sampling["proposed"]` (the question or None), `["answerable"]` (True, False
+    or None) and `["why"]` (empty when the question counts); answers carry
+    `sampling["question"]` and `["proposal"]`, the proposal's id. A verifier can thus pay the
+    proposer by how far its solver's answers agree. What the organizer step `Learnt` found in the
+    last step (`guidance["learnt"]`) ends the instruction with a line: ask harder, easier, or only
+    about what is shown.
     """
 
     n: int = 4
     answers: int = 4
     checks: int = 3
     instruction: str = PROPOSE
+    tags: bool = True
+    """Whether a question stands between <question> and </question>, or is the whole text."""
+    example: bool = False
     role: str = "proposer"
     temperature: float = 1.0
     question_tokens: int = 96
     max_new_tokens: int = 64
 
-    async def __call__(self, generate: Generate, sample: Sample) -> list[Rollout]:
+    async def __call__(self, generate: Generate, sample: Sample, guidance: Mapping[str, Any]
+                       ) -> list[Rollout]:
         """The proposals, each followed by the answers to it."""
-        asked = await generate(asking(sample, self.instruction), n=self.n, role=self.role,
+        told = self.told(sample, guidance.get("learnt", {}))
+        asked = await generate(asking(sample, told), n=self.n, role=self.role,
                                label="propose", sampling=self._sampling(self.question_tokens))
         found: list[Rollout] = []
         known: set[str] = set()
         for i, proposal in enumerate(asked):
-            parsed = parse_question(proposal.text)
+            parsed = (parse_question if self.tags else parse_plain)(proposal.text)
             question, why, answerable = parsed.value, parsed.why, None
             if question is not None and question.lower() in known:
                 question, why = None, "asked before"
             if question is not None:
                 known.add(question.lower())
-                answerable = await self._answerable(generate, sample, question, f"check{i}")
-                why = {True: "", False: "not answerable", None: "answerability unknown"}[answerable]
+                answerable, why = await self._checked(generate, sample, question, f"check{i}")
             found.append(noted(proposal, proposed=question, answerable=answerable, why=why))
-            if question is not None and answerable:
+            if question is not None and not why and self.answers:
                 found += await self._answered(generate, sample, question, proposal.id, i)
         return found
+
+    def told(self, sample: Sample, learnt: Mapping[str, Any]) -> str:
+        """The instruction, with the sample's own question and what was learnt, if there is any."""
+        lines = [self.instruction]
+        if self.example:
+            lines.append(EXAMPLE.format(question=sample.context.text))
+        if learnt.get("unanswerable", 0) > 0.3:
+            lines.append(VISIBLE)
+        if (share := learnt.get("vote_share")) is not None and not 0.3 <= share <= 0.8:
+            lines.append(HARDER if share > 0.8 else EASIER)
+        return "\n".join(lines)
 
     def _sampling(self, tokens: int) -> Sampling:
         return Sampling(temperature=self.temperature, max_new_tokens=tokens)
 
-    async def _answerable(self, generate: Generate, sample: Sample, question: str, label: str
-                          ) -> bool | None:
+    async def _checked(self, generate: Generate, sample: Sample, question: str, label: str
+                       ) -> tuple[bool | None, str]:
+        """(whether it can be answered, why it is not asked: "" if it is)."""
+        if not self.checks:
+            return None, ""
         asked = asking(sample, ANSWERABLE.format(question=question))
         said = await generate(asked, n=self.checks, label=label, sampling=self._sampling(8))
         votes = Counter(one_of(r.text, ("yes", "no")).value for r in said)
         if not votes["yes"] + votes["no"]:
-            return None
-        return votes["yes"] > votes["no"]
+            return None, "answerability unknown"
+        return (True, "") if votes["yes"] > votes["no"] else (False, "not answerable")
 
     async def _answered(self, generate: Generate, sample: Sample, question: str, proposal: str,
                         index: int) -> list[Rollout]:
@@ -95,19 +142,27 @@ class Propose:
         return [noted(r, question=question, proposal=proposal) for r in drawn]
 
 
-def proposed_samples(groups: Sequence[Group]) -> list[Sample]:
-    """The answerable questions in these groups as new samples, without answers.
+@dataclass(frozen=True)
+class AskOrAnswer:
+    """`ask` for the samples of the data, `answer` for those that a model proposed.
 
-    `parent` is the rollout that proposed it. The clusters are those of the pictures' own samples,
-    so that questions about one picture are resampled together.
+    The sampler of a loop whose organizer holds `AskNext`: pictures are asked about in one step
+    and the questions answered in the next. A proposed sample is known by its `parent`.
     """
-    found: list[Sample] = []
-    for group in groups:
-        for rollout in group.rollouts:
-            question = rollout.sampling.get("proposed")
-            if isinstance(question, str) and rollout.sampling.get("answerable") is True:
-                context = asking(group.sample, question)
-                found.append(Sample(
-                    prompt=context.prompt, media=context.media, parent=rollout.id,
-                    meta={"task": "proposed", "cluster": group.sample.cluster}))
-    return found
+
+    ask: Sampler
+    answer: Sampler
+
+    @property
+    def asks(self) -> frozenset[str]:
+        """What the two need of an engine."""
+        return frozenset(getattr(self.ask, "asks", ())) | frozenset(getattr(self.answer, "asks",
+                                                                            ()))
+
+    async def __call__(self, generate: Generate, sample: Sample, guidance: Mapping[str, Any],
+                       key: str) -> list[Rollout]:
+        """What the one that is in charge draws."""
+        chosen = self.ask if sample.parent is None else self.answer
+        found = call_by_name(chosen, generate=generate, sample=sample, guidance=guidance, key=key)
+        drawn: list[Rollout] = await found if inspect.isawaitable(found) else found
+        return drawn

@@ -9,6 +9,7 @@ arXiv 2505.15879).
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from selfloop.collect.guided import ending
@@ -65,10 +66,49 @@ def parse_action(text: str) -> Action | str:
     return Action(asked[0], (x0, y0, x1, y1))
 
 
+def read_tags(text: str) -> Action | str | None:
+    """What a turn asks for in tags: an action, why it cannot be read, or None for an answer."""
+    if not re.search(r"</?(crop|zoom|box)>", text, re.I) or re.search(r"<answer>", text, re.I):
+        return None
+    return parse_action(text)
+
+
+def read_brackets(text: str) -> Action | str | None:
+    """The same for models that write bare boxes, as grounding models do: "[x0,y0,x1,y1]" is a
+    crop, "[x,y]" a zoom, and a text without brackets an answer."""
+    if "[" not in text:
+        return None
+    found = re.fullmatch(r"[^\[\]]*\[([\d\s,]*)\][^\[\]]*", text)
+    if found is None:
+        return "write one pair of brackets with whole numbers in it"
+    spelled = re.sub(r"\s", "", found.group(1))
+    tool = "zoom" if spelled.count(",") == 1 else "crop"
+    return parse_action(f"<{tool}>{spelled}</{tool}>" if spelled else f"<{tool}>,</{tool}>")
+
+
+BRACKETS = ("You may look closer before you answer: write [x0,y0,x1,y1] to see that part of the "
+            "picture, or [x,y] to see the surroundings of a point. Coordinates go from 0 to 1000, "
+            "from the left and from the top.")
+
+
 def _around(x: int, y: int) -> tuple[int, int, int, int]:
     """Half the width and height about a point, moved inside the picture where it sticks out."""
     left, top = (min(max(v - GRID // 4, 0), GRID // 2) for v in (x, y))
     return left, top, left + GRID // 2, top + GRID // 2
+
+
+@dataclass(frozen=True)
+class PictureTool:
+    """The options of PictureTools as a component that a loop can print: `EnvSampler(PictureTool(
+    read=read_brackets, instruction=BRACKETS))`."""
+
+    uses: int = 4
+    read: Callable[[str], Action | str | None] = read_tags
+    instruction: str = INSTRUCTION
+
+    def __call__(self) -> PictureTools:
+        """A fresh play."""
+        return PictureTools(self.uses, self.read, self.instruction)
 
 
 @dataclass
@@ -81,6 +121,9 @@ class PictureTools:
     """
 
     uses: int = 4
+    read: Callable[[str], Action | str | None] = read_tags
+    instruction: str = INSTRUCTION
+    """Goes with `read`; "" where the sample's own prompt says how to look."""
     left: int = field(default=0, init=False)
     picture: Media | None = field(default=None, init=False)
 
@@ -91,16 +134,15 @@ class PictureTools:
                 f"sample {sample.id} has no picture to look at; PictureTools needs samples whose "
                 "first medium is an image")
         self.left, self.picture = self.uses, sample.media[0]
-        return ending(sample.context, INSTRUCTION)
+        return ending(sample.context, self.instruction) if self.instruction else sample.context
 
     def step(self, text: str) -> tuple[tuple[str | Media, ...], float, bool]:
         """(what is shown, 0.0, whether the play is over)."""
         assert self.picture is not None  # reset comes first
-        tools = re.search(r"</?(crop|zoom|box)>", text, re.I)
-        if not tools or re.search(r"<answer>", text, re.I) or not self.left:
+        action = self.read(text)
+        if action is None or not self.left:
             return (), 0.0, True
         self.left -= 1
-        action = parse_action(text)
         if isinstance(action, str):
             return (f"That could not be read: {action}. {self._remaining()}",), 0.0, False
         return (action.seen(self.picture), self._remaining()), 0.0, False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from selfloop.collect.drawing import draw
 from selfloop.doors import Doors
@@ -11,18 +12,21 @@ from selfloop.loop import Evaluation, Loop
 from selfloop.organize.judging import judge
 from selfloop.organize.verify.rules import final_answer
 from selfloop.roles import Engine, Generate, Sampling, Verifier
-from selfloop.types import Context, Group, Rollout, Sample, Verdict
+from selfloop.types import Context, Group, Media, Rollout, Sample, Verdict
 
 SHARD = 512
 
 
-def evaluate(loop: Loop, samples: Sequence[Sample], engines: Mapping[str, Engine], version: int
-             ) -> list[Answer]:
-    """The loop's evaluation of one version: greedy, without pictures, and draws if asked."""
+def evaluate(loop: Loop, samples: Sequence[Sample], engines: Mapping[str, Engine], version: int,
+             keep: Callable[[Any], Media] | None = None) -> list[Answer]:
+    """The loop's evaluation of one version: greedy, without pictures, and draws if asked.
+
+    `keep` (Library.keep) stores the pictures that an environment draws.
+    """
     how = loop.evaluation
     assert how is not None  # the caller has one
     if how.sampler is not None:
-        return _played(how, samples, engines, version, loop.seed)
+        return _played(how, samples, engines, version, loop.seed, keep)
     found = answer(samples, engines, version, how.metric, how.sampling, arm="greedy",
                    seed=loop.seed)
     if how.no_image:
@@ -35,11 +39,11 @@ def evaluate(loop: Loop, samples: Sequence[Sample], engines: Mapping[str, Engine
 
 
 def _played(how: Evaluation, samples: Sequence[Sample], engines: Mapping[str, Engine],
-            version: int, seed: int) -> list[Answer]:
+            version: int, seed: int, keep: Callable[[Any], Media] | None) -> list[Answer]:
     """Dev questions answered by a sampler of their own: whole episodes, tools, several turns."""
     found: list[Answer] = []
     for at in range(0, len(samples), SHARD):
-        doors = Doors(engines, version, f"{seed}/evaluate/greedy")
+        doors = Doors(engines, version, f"{seed}/evaluate/greedy", keep=keep)
         groups = draw(how.sampler, list(samples[at:at + SHARD]), doors, {})
         for group in judge(how.metric, groups, doors).groups:
             found += [_answer(group.sample, r, v, i, "greedy", seed)

@@ -21,7 +21,7 @@ def ask(run: Run, version: int) -> list[Answer]:
     """Everything that is asked of a version: dev, the suites, and the loop's verdicts on dev."""
     how = run.loop.evaluation
     assert how is not None  # the caller has one
-    found = evaluate(run.loop, run.dev, run.engines, version)
+    found = evaluate(run.loop, run.dev, run.engines, version, run.library.keep)
     found += rewarded(run.loop, run.dev, run.engines, version, found)
     return found + forgetting.ask(how.suites, run.engines, version, run.loop.seed)
 
