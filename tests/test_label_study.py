@@ -160,7 +160,7 @@ def small_study(folder, seeds=(0,)):
     """24 questions, the smallest model, one update or two an arm."""
     if not (folder / "text-only").exists():
         put_folder(folder / "text-only", lambda aside: _quick(aside))
-    made = digits_study(folder, shares=(0.25, 1.0), seeds=seeds, pool=24, dev=8, test=12,
+    made = digits_study(folder, shares=(0.25, 1.0), seeds=seeds, pool=24, dev=8, test=12, bare=10,
                         supervise=supervision(2, 2))
     loops = {"agreement": lambda s: small_loop(label_free, s),
              "star": lambda s: small_loop(rule_checked, s)}
@@ -203,7 +203,11 @@ def test_budgets_are_nested_and_the_rest_has_no_labels_to_read(studied):
     assert [s.id for s in study.split(6, 1)[0]] != [s.id for s in less]
     bare = shown_to(label_free(0), rest)
     assert all(s.answer is None and s.rationale is None for s in bare)
-    answers = shown_to(rule_checked(0), rest)
+    more = shown_to(label_free(0), rest, study.bare)
+    assert len(more) == 18 + 10 and len({s.id for s in more}) == 28
+    assert all(s.answer is None and s.rationale is None for s in more)
+    answers = shown_to(rule_checked(0), rest, study.bare)
+    assert len(answers) == 18
     assert all(s.answer is not None and s.rationale is None for s in answers)
     with pytest.raises(SelfloopError, match="no question outside the labelled ones has one"):
         shown_to(rule_checked(0), [s.unlabelled() for s in rest])

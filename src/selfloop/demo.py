@@ -40,10 +40,12 @@ class Scale:
     pool: int
     dev: int
     test: int
+    bare: int = 0
+    """Pictures that nobody has labelled, beside the pool, for loops that read no labels."""
 
 
 DEMO = Scale(pool=1000, dev=800, test=1192)
-PROOF = Scale(pool=1000, dev=800, test=1192)
+PROOF = Scale(pool=1000, dev=800, test=1192, bare=2000)
 
 
 def digits_read(text: str) -> str | None:
@@ -90,7 +92,8 @@ def recipes(seed: int) -> dict[str, Loop]:
         "grpo": grpo(CHECKED, exact, n=8, samples=32, iterations=3, steps=40, save_every=20,
                      lr=1e-4, view_share=0.5, **common),
         "agreement": agreement(Agreement(digits_read, follows, concludes=concludes), exact,
-                               lr=5e-4, views=0.5, copies=2, questions=3, seen=2, **tuned),
+                               lr=5e-4, views=0.5, copies=4, questions=3, seen=2, samples=1000,
+                               **{**tuned, "iterations": 6, "updates": 150}),
     }
 
 
@@ -106,11 +109,11 @@ def make_engine() -> Engine:
 def data(folder: Path, scale: Scale) -> dict[str, Path]:
     """Write the pictures and questions of every split, once; returns their files."""
     found = {}
-    for name, split, n, seed in (("pool", "train", scale.pool, 1), ("dev", "dev", scale.dev, 1),
-                                 ("test", "test", scale.test, 1)):
+    for name, split, n, seed in (("pool", "train", scale.pool, 1), ("bare", "train", scale.bare, 2),
+                                 ("dev", "dev", scale.dev, 1), ("test", "test", scale.test, 1)):
         place = folder / name
         path = place / f"{split}.jsonl"
-        if not path.exists():
+        if n and not path.exists():
             digits.write(place, split, n, seed)  # type: ignore[arg-type]
         found[name] = path
     place = folder / "labelled"
@@ -129,7 +132,7 @@ def study(method: str, seed: int, folder: Path, *, scale: Scale = PROOF,
         method=method, seed=seed, loop=recipes(seed)[method], pool=load(files["pool"]),
         dev=load(files["dev"]), labelled=load(files["labelled"]),
         test=Sealed(files["test"], load), make_engine=make_engine, folder=folder,
-        lr=5e-4, control_lr=1e-4, arms=arms,
+        lr=5e-4, control_lr=1e-4, arms=arms, bare=load(files["bare"]) if scale.bare else (),
         vote=None if method == "agreement" else CHAIN_VOTE,
         shared=shared / f"seed{seed}" if shared else None)
 

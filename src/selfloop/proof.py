@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from selfloop import elsewhere
 from selfloop.evaluate.answers import Answer, accuracy, read, write
 from selfloop.evaluate.arms import Spent, final_answers, shuffled, spent, votes
 from selfloop.evaluate.sealed import Sealed
@@ -32,6 +33,11 @@ TRAINED = ("loop", "control_steps", "control_flops", "shuffled", "supervised_on_
 QUICK = ("loop", "control_steps")
 
 
+def alone(engine: Engine) -> dict[str, Engine]:
+    """The cast of a study whose model plays every role."""
+    return {"solver": engine}
+
+
 @dataclass(frozen=True)
 class Study:
     """One method at one seed, with what every arm needs. `make_engine` loads the seed model."""
@@ -46,6 +52,8 @@ class Study:
     test: Sealed
     make_engine: Callable[[], Engine]
     folder: Path
+    cast: Callable[[Engine], dict[str, Engine]] = alone
+    """Who plays the other roles beside this solver: a judge on another model."""
     lr: float = 1e-3
     """Learning rate of the supervised arms on the pool: one at which they do well."""
     control_lr: float = 1e-3
@@ -55,6 +63,9 @@ class Study:
     """What the seed votes with at test time when the loop's own verifier reads labels: the part
     of it that does not. None = the plain majority."""
     skyline_updates: int = 300
+    bare: Sequence[Sample] = ()
+    """Questions beyond the pool that nobody has labelled: a loop that reads no labels draws from
+    them, too. No arm that trains on gold values is given them."""
     shared: Path | None = None
     """Where the skyline is kept: it depends on the seed and not on the method."""
 
@@ -63,6 +74,11 @@ class Study:
         if arm == "skyline" and self.shared is not None:
             return self.shared / "skyline"
         return self.folder / arm
+
+    def given(self) -> Sequence[Sample]:
+        """What the loop and its shuffled twin draw from."""
+        return self.pool if self.reads_answers() or not self.bare else [
+            s.unlabelled() for s in (*self.pool, *self.bare)]
 
     def reads_answers(self) -> bool:
         """Whether any component of the loop is given gold values while it trains."""
@@ -75,16 +91,17 @@ def train(study: Study, arm: str, watch: Watch | None = None) -> None:
     folder = study.place(arm)
     library = Library(folder / "images")
     if arm == "loop":
-        run(study.loop, study.pool, engine, folder, dev=study.dev, library=library, watch=watch)
+        run(study.loop, study.given(), study.cast(engine), folder, dev=study.dev,
+            library=library, watch=watch)
         return
     engine.bind(library.open)
     loop, samples = _arm(study, arm, engine)
-    run(loop, samples, engine, folder, library=library, watch=watch)
+    run(loop, samples, study.cast(engine), folder, library=library, watch=watch)
 
 
 def _arm(study: Study, arm: str, engine: Engine) -> tuple[Loop, Sequence[Sample]]:
     if arm == "shuffled":
-        return shuffled(study.loop), study.pool
+        return shuffled(study.loop), study.given()
     if arm == "skyline":
         used = Spent(study.skyline_updates, 0, 0, 0.0)
         return _matched(study, used, "rationale", len(study.pool), 64), study.pool
@@ -140,10 +157,12 @@ def ask(study: Study, arm: str) -> None:
     if path.exists():
         return
     runs = [RunFolder(study.place(a)) for a in study.arms]
-    test = study.test.open(runs, [*study.pool, *study.dev, *study.labelled])
+    test = study.test.open(runs, [*study.pool, *study.bare, *study.dev, *study.labelled])
     engine = study.make_engine()
-    engine.bind(Library(study.folder / "images").open)
-    engines = {"solver": engine}
+    engines = study.cast(engine)
+    for other in engines.values():
+        other.bind(Library(study.folder / "images").open)
+    elsewhere.keep_records(engines.items(), study.folder / "answers" / arm)
     if arm == "testtime_vote":
         engine.publish(0, 0)
         voting = replace(study.loop, verifier=study.vote) if study.vote else study.loop

@@ -75,6 +75,8 @@ class LabelStudy:
     budgets: tuple[int, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
     model: str = "embedded"
+    bare: Sequence[Sample] = ()
+    """Questions that nobody has labelled: loops that read no labels draw from them, too."""
 
     def __post_init__(self) -> None:
         if not self.budgets or list(self.budgets) != sorted(set(self.budgets)) \

@@ -24,8 +24,8 @@ def own_study(config: RunConfig, *, shares: Sequence[float] = SHARES,
     """The study of a run.yaml whose method is settled; its folder is the run's with "-labels".
 
     The pool is every labelled row of train: those with worked solutions if there are any, else
-    those with an answer. Raises SelfloopError without dev, test or labels, or when the method is
-    supervised training itself.
+    those with an answer; a label-free loop draws from the other rows as well. Raises
+    SelfloopError without dev, test or labels, or when the method is supervised training itself.
     """
     data = load_data(config)
     test = config.data.test
@@ -44,7 +44,8 @@ def own_study(config: RunConfig, *, shares: Sequence[float] = SHARES,
         dev=data.dev, test=Sealed(test, partial(_test, prompt=config.prompt)),
         make_engine=partial(_engine, config), supervise=_supervision(config, loop),
         loops={config.method: make_loop}, vote=make_loop,
-        budgets=budgets_of(shares, len(pool)), seeds=tuple(seeds), model=config.model)
+        budgets=budgets_of(shares, len(pool)), seeds=tuple(seeds), model=config.model,
+        bare=_others(data.train, pool))
 
 
 def loop_at(config: RunConfig, seed: int) -> Loop:
@@ -81,6 +82,12 @@ def _labelled(train: Sequence[Sample], path: Path) -> list[Sample]:
         raise SelfloopError(f"{path}: {len(found)} rows have a label, and a study of labels needs "
                             "a pool of them: add `answer` (or `chain`) to its rows")
     return found
+
+
+def _others(train: Sequence[Sample], pool: Sequence[Sample]) -> list[Sample]:
+    """The rows of train outside the pool, which the study reads no label of."""
+    labelled = {s.id for s in pool}
+    return [s for s in train if s.id not in labelled]
 
 
 def _engine(config: RunConfig, weights: Path | None) -> Engine:

@@ -47,7 +47,7 @@ def _arm(study: LabelStudy, arm: str, budget: int, seed: int, watch: Watch | Non
         loop, given = study.supervise(budget, seed, again=True), labelled
     else:
         loop = asked_plainly(study.loops[arm](seed))
-        given = shown_to(loop, rest)
+        given = shown_to(loop, rest, study.bare)
     if arm != "vote":
         _run(study, loop, given, start, place / arm, watch)
         runs.append(place / arm)
@@ -70,10 +70,11 @@ def _arm(study: LabelStudy, arm: str, budget: int, seed: int, watch: Watch | Non
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def shown_to(loop: Loop, rest: Sequence[Sample]) -> list[Sample]:
-    """The rest of the pool as a loop may see it: bare, or with answers where it reads labels."""
+def shown_to(loop: Loop, rest: Sequence[Sample], bare: Sequence[Sample] = ()) -> list[Sample]:
+    """The rest of the pool as a loop may see it: with answers where it reads labels, else bare,
+    and what was never labelled beside it."""
     if not loop.labels_read:
-        return [s.unlabelled() for s in rest]
+        return [s.unlabelled() for s in (*rest, *bare)]
     given = [s.model_copy(update={"rationale": None}) for s in rest if s.answer is not None]
     if not given:
         raise SelfloopError(f"loop {loop.name!r} reads answers, and no question outside the "

@@ -71,7 +71,8 @@ def collected(study: LabelStudy, out: Path) -> dict[str, Any]:
     vote = study.vote(0).sampler
     put_json(out / "facts.json", {
         "model": study.model, "budgets": list(study.budgets), "seeds": seeds, "missing": missing,
-        "pool": len(study.pool), "dev": len(study.dev), "test_sha256": study.test.commitment(),
+        "pool": len(study.pool), "bare": len(study.bare), "dev": len(study.dev),
+        "test_sha256": study.test.commitment(),
         "loops": {arm: repr(make(0)) for arm, make in study.loops.items()},
         "reads": {arm: bool(make(0).labels_read) for arm, make in study.loops.items()},
         "vote": repr(vote), "supervision": {

@@ -45,7 +45,7 @@ def summarised(facts: Mapping[str, Any], answers: Sequence[Answer]) -> dict[str,
     drawn = resampled(by_point)
     worths = [_worth(drawn, arm, b, facts) for arm, b in sorted(by_point) if arm != "supervised"]
     points = [_point(drawn, arm, b, facts) for arm, b in sorted(by_point, key=lambda p: p[::-1])]
-    kept = ("model", "budgets", "seeds", "missing", "pool", "dev", "test_sha256", "loops",
+    kept = ("model", "budgets", "seeds", "missing", "pool", "bare", "dev", "test_sha256", "loops",
             "supervision", "vote")
     return {
         **{name: facts[name] for name in kept}, "units": drawn.units,
