@@ -16,7 +16,7 @@ from selfloop.collect.beams import SentenceTree, stopped
 from selfloop.collect.conditioning import put_under
 from selfloop.collect.env import EnvSampler
 from selfloop.collect.hinted import Distilled, Rationalise
-from selfloop.collect.propose import Propose, parse_question, proposed_samples
+from selfloop.collect.propose import Propose, parse_question
 from selfloop.collect.search import Node, TreeSearch
 from selfloop.collect.tags import one_number, one_of, tagged
 from selfloop.collect.views import Anneal, MixedViews
@@ -24,6 +24,7 @@ from selfloop.engines.toy import ToyEngine
 from selfloop.loop import Loop
 from selfloop.optimize.losses.rl import GRPO
 from selfloop.optimize.losses.sft import SFT
+from selfloop.organize.refine.own_questions import proposed_samples
 from selfloop.organize.signals import Demonstrate, GroupAdvantage
 from selfloop.organize.verify.environment import EnvironmentReturn
 from selfloop.organize.verify.rules import exact

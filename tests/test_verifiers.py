@@ -232,9 +232,9 @@ def judged(verifier):
 def test_what_goes_wrong_is_an_error_and_never_a_zero(verifier):
     found = judged(verifier)
     verdicts = [v for g in found.groups for v in g.verdicts]
-    assert (found.errors, found.rollouts) == (4, 4)
+    assert (found.unknown.errors, found.unknown.rollouts) == (4, 4)
     assert all(v.error and v.score is None and verifier.__name__ in v.verifier for v in verdicts)
-    assert "r0" in found.first_error and verifier.__name__ in found.first_error
+    assert "r0" in found.unknown.first_error and verifier.__name__ in found.unknown.first_error
 
 
 def test_what_a_verifier_may_return():
@@ -243,7 +243,7 @@ def test_what_a_verifier_may_return():
                              (MajorityVote(), [1.0, 0.0])):
         found = judged(verifier)
         assert [v.score for v in found.groups[0].verdicts] == scores
-        assert found.errors == 0
+        assert found.unknown.errors == 0
     assert judged(annotates).groups[0].annotations == {"n": 2}
     blank = judged(None)
     assert [v.score for g in blank.groups for v in g.verdicts] == [None] * 4

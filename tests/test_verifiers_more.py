@@ -913,7 +913,7 @@ def test_a_judge_asks_through_the_door():
     engine.bind(lambda medium: None)
     judged = judge(Answerable(n=3, sampling=_short()), [group("how many", "what colour")],
                    Doors({"solver": engine}, 0, "test"))
-    assert not judged.errors, judged.first_error
+    assert not judged.unknown.errors, judged.unknown.first_error
     assert all(v.score is None or 0 <= v.score <= 1 for v in judged.groups[0].verdicts)
     assert {v.cost > 0 for v in judged.groups[0].verdicts} == {True}
 

@@ -15,6 +15,7 @@ _WHERE = {
     "roles": "Optim Request Sampling SelfloopError",
     "loop": "Evaluation Learn Loop",
     "running": "run",
+    "auditing.audit": "audit",
     "data": "load",
 }
 _HOME = {name: module for module, names in _WHERE.items() for name in names.split()}

@@ -21,6 +21,8 @@ PACKAGES: dict[str, tuple[bool, str, str]] = {
     "peft": (True, "LoRA adapters", "pip install peft"),
     "accelerate": (True, "device placement in transformers", "pip install accelerate"),
     "datasets": (False, "reads Hugging Face data sets", "pip install 'selfloop[datasets]'"),
+    "openai": (False, "asks a judge on a server (run.yaml: engines)",
+               "pip install 'selfloop[openai]'"),
     "math-verify": (False, "checks mathematical answers", "pip install 'selfloop[math]'"),
     "torchvision": (False, "image processors without a PIL version (Qwen-VL, video)",
                     "pip install torchvision of the same build as torch"),
@@ -44,6 +46,7 @@ def diagnose(model: str | None = None) -> list[Finding]:
     """Look at the installation and, if given, at a model folder or hub id. Never raises."""
     found = [_package(name, *about) for name, about in PACKAGES.items()]
     found += _guarded("device", _machine)
+    found += _guarded("sandbox", _sandbox)
     if model is not None:
         found += _guarded("model", lambda: _model(model))
     return found
@@ -82,6 +85,18 @@ def _machine() -> Iterator[Finding]:
     else:
         yield Finding("ok", f"no GPU: {torch.get_num_threads()} CPU threads "
                       "(results repeat bit for bit only at an equal thread count)")
+
+
+def _sandbox() -> Iterator[Finding]:
+    """Whether, and how well, code that a model writes can be shut in (engines/sandbox.py)."""
+    from selfloop.engines.sandbox import LEVELS, level
+
+    best, why_not = level()
+    if best is None:
+        yield Finding("ok", f"no sandbox for model-written code (optional): {why_not}")
+    else:
+        yield Finding("ok", f"sandbox for model-written code: {best}: {LEVELS[best]}"
+                      + (f"; no stronger level, since {why_not}" if why_not else ""))
 
 
 def _model(model: str) -> Iterator[Finding]:

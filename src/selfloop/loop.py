@@ -32,7 +32,7 @@ from selfloop.roles import (
 from selfloop.types import Sample, digest
 
 ORGANIZER_OFFERED = ("groups", "state", "key", "answers", "rationales")
-NOT_IN_FINGERPRINT = frozenset({"iterations", "save_every", "max_errors"})
+NOT_IN_FINGERPRINT = frozenset({"iterations", "save_every", "max_errors", "max_unjudged"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,11 @@ class Loop:
     save_every: int = 1
     """Steps between checkpoints; iterations always end with one."""
     max_errors: float = 0.05
-    """Share of verdicts that may be verifier failures before the run stops."""
+    """Share of a step's verdicts that may be verifier failures before the run stops."""
+    max_unjudged: float | None = None
+    """Share of a step's verdicts that may be abstentions before the run stops. None is 0.99 for a
+    verifier that reads gold values, which can tell unless they are missing or unreadable, and no
+    limit for one that reads none: votes and annotators abstain by design."""
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from selfloop.casting import cast
 from selfloop.config import RunConfig, build_engine, build_loop, load_data, structured
 from selfloop.data import load
 from selfloop.evaluate.sealed import Sealed
@@ -46,7 +47,7 @@ def study_of(config: RunConfig) -> Study:
     return Study(
         method=config.method, seed=config.seed, loop=loop, pool=data.train, dev=data.dev,
         labelled=labelled, test=Sealed(test, partial(_test, prompt=config.prompt)),
-        make_engine=partial(build_engine, config), folder=folder,
+        make_engine=partial(build_engine, config), cast=partial(cast, config), folder=folder,
         lr=max(rate, learn_at), control_lr=max(rate, learn_at),
         arms=(*ARMS, "supervised_on_answers", "skyline") if full else ARMS)
 

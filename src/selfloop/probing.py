@@ -9,7 +9,8 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
-from selfloop import keys
+from selfloop import elsewhere, keys
+from selfloop.casting import cast
 from selfloop.collect.guided import STRUCTURES
 from selfloop.config import RunConfig, build_engine, load_data
 from selfloop.evaluate.answering import answer
@@ -64,7 +65,7 @@ def probe(config: RunConfig, *, questions: int = QUESTIONS, draws: int = DRAWS,
         engine = build_engine(config)
     engine.bind(Library().open)
     engine.publish(0, 0)
-    found, rates = _ask(config, asked, engine, metric, draws, tell)
+    found, rates = _ask(config, asked, _cast(config, engine), metric, draws, tell)
     probed = Probed(
         identity=identity(config), questions=len(asked), draws=draws,
         labelled=sum(s.answer is not None for s in train) / max(1, len(train)),
@@ -82,10 +83,19 @@ def _short(found: Answer) -> dict[str, object]:
                                      "tokens"})
 
 
-def _ask(config: RunConfig, asked: Sequence[Sample], engine: Engine, metric: Verifier, draws: int,
-         tell: Tell) -> tuple[list[Answer], dict[str, float]]:
+def _cast(config: RunConfig, engine: Engine) -> dict[str, Engine]:
+    """The roles of run.yaml, for a verifier that asks a judge; answers are kept beside the file."""
+    engines = cast(config, engine)
+    for other in engines.values():
+        other.bind(Library().open)
+    elsewhere.keep_records(engines.items(), place(config).parent)
+    return engines
+
+
+def _ask(config: RunConfig, asked: Sequence[Sample], engines: dict[str, Engine],
+         metric: Verifier, draws: int, tell: Tell) -> tuple[list[Answer], dict[str, float]]:
     """Greedy, drawn, blind and structured answers, and how fast they came."""
-    engines = {"solver": engine}
+    engine = engines["solver"]
     length = length_of(config)
     greedy = Sampling(temperature=0.0, max_new_tokens=length)
     plain, asked = asked, _ended(asked, config.prompt)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import selfloop
-from selfloop import machines, stepping
+from selfloop import elsewhere, machines, stepping
 from selfloop.data import save
 from selfloop.doors import engine_for
 from selfloop.evaluate import deciding, hiding
@@ -48,7 +48,10 @@ class Run:
     def go(self) -> list[Iteration]:
         """All iterations, those already on disk included."""
         with self.folder.alone(), hiding.closed():
-            return self._go()
+            try:
+                return self._go()
+            finally:
+                elsewhere.tell_spent(self._named(), self.tell)
 
     def _go(self) -> list[Iteration]:
         self._open()
@@ -79,6 +82,7 @@ class Run:
         mend_log(self.folder.path / "events.jsonl")
         for engine in self._distinct():
             engine.bind(self.library.open)
+        elsewhere.keep_records(self._named(), self.folder.path)
         described: dict[str, Any] = {
             "loop": self.loop.described(), "fingerprint": self.loop.fingerprint(),
             "data": digest([s.id for s in self.samples]), "dev": digest([s.id for s in self.dev]),
@@ -165,7 +169,7 @@ class Run:
     def _named(self) -> list[tuple[str, Engine]]:
         """Each distinct engine under the first role that it plays."""
         seen: dict[int, str] = {}
-        for role in sorted(self.engines):
+        for role in sorted(self.engines, key=lambda r: (r != "solver", r)):
             seen.setdefault(id(self.engines[role]), role)
         return [(role, self.engines[role]) for role in seen.values()]
 

@@ -24,7 +24,8 @@ from selfloop.types import (
     Rollout,
 )
 
-_HERE = Branch(context=Context(prompt=()), text="")
+HERE = Branch(context=Context(prompt=()), text="")
+"""Stands for a branch in the examples of `makes`."""
 
 
 def clean(context: Context) -> Context:
@@ -32,7 +33,7 @@ def clean(context: Context) -> Context:
     return context.seen_as(tuple(m.model_copy(update={"ops": ()}) for m in context.media))
 
 
-def _trained_on(rollout: Rollout, as_drawn: bool) -> Branch:
+def trained_on(rollout: Rollout, as_drawn: bool) -> Branch:
     """The rollout's tokens under what it was drawn with, or under the unchanged pictures."""
     if as_drawn:
         return Branch.drawn(rollout)
@@ -53,7 +54,7 @@ class Demonstrate:
 
     at_least: float = 0.5
     per_sample: int = 4
-    makes: ClassVar[tuple[AnySignal, ...]] = (Demonstration(branches={"target": _HERE}),)
+    makes: ClassVar[tuple[AnySignal, ...]] = (Demonstration(branches={"target": HERE}),)
 
     def __call__(self, groups: Sequence[Group], key: str) -> list[AnySignal]:
         """One Demonstration a kept rollout."""
@@ -68,7 +69,7 @@ class Demonstrate:
             for same in sorted(distinct, key=len, reverse=True)[:self.per_sample]:
                 rollout = same[0]
                 made.append(Demonstration(
-                    branches={"target": _trained_on(rollout, as_drawn=False)},
+                    branches={"target": trained_on(rollout, as_drawn=False)},
                     sample=group.sample.id, rollouts=(rollout.id,), role=rollout.role,
                     why=f"score >= {self.at_least:g}, drawn {len(same)} times",
                 ))
@@ -91,7 +92,7 @@ class BestWorst:
     def makes(self) -> tuple[AnySignal, ...]:
         """A pair, with `corrupted` when asked for."""
         names = ("chosen", "rejected", *(("corrupted",) if self.corrupted else ()))
-        return (Pair(branches=dict.fromkeys(names, _HERE)),)
+        return (Pair(branches=dict.fromkeys(names, HERE)),)
 
     def __call__(self, groups: Sequence[Group], key: str) -> list[AnySignal]:
         """Up to `per_sample` pairs a group."""
@@ -106,7 +107,7 @@ class BestWorst:
         return made
 
     def _pair(self, group: Group, best: Rollout, worst: Rollout, gap: float, key: str) -> Pair:
-        branches = {"chosen": _trained_on(best, False), "rejected": _trained_on(worst, False)}
+        branches = {"chosen": trained_on(best, False), "rejected": trained_on(worst, False)}
         if self.corrupted:
             media = tuple(m.with_op(self.corrupted, 1.0, f"{key}/{best.id}")
                           for m in clean(best.context).media)
@@ -128,7 +129,7 @@ class GroupAdvantage:
     as_drawn: bool = True
     """False trains the clean picture with tokens drawn under a view (NoisyRollout)."""
     makes: ClassVar[tuple[AnySignal, ...]] = (
-        Advantage(branches={"answer": _HERE}, advantage=0.0),)
+        Advantage(branches={"answer": HERE}, advantage=0.0),)
 
     def __call__(self, groups: Sequence[Group], key: str) -> list[AnySignal]:
         """One Advantage a judged rollout."""
@@ -142,7 +143,7 @@ class GroupAdvantage:
             for rollout, score in judged:
                 a = (score - mean) / (std + self.eps) if self.scale else score - mean
                 made.append(Advantage(
-                    branches={"answer": _trained_on(rollout, self.as_drawn)}, advantage=a,
+                    branches={"answer": trained_on(rollout, self.as_drawn)}, advantage=a,
                     sample=group.sample.id, group=group.sample.id, rollouts=(rollout.id,),
                     role=rollout.role, why=f"score {score:g} in a group of mean {mean:.3g}",
                 ))
@@ -156,7 +157,7 @@ class Supervise:
     `field`: "rationale" (full labels) or "answer" (answer-only labels).
     """
 
-    makes: ClassVar[tuple[AnySignal, ...]] = (Demonstration(branches={"target": _HERE}),)
+    makes: ClassVar[tuple[AnySignal, ...]] = (Demonstration(branches={"target": HERE}),)
 
     def __call__(self, groups: Sequence[Group], key: str, rationales: Mapping[str, str]
                  ) -> list[AnySignal]:
@@ -168,7 +169,7 @@ class Supervise:
 class SuperviseAnswers:
     """Imitate bare gold answers: what the answers that a loop reads are worth by themselves."""
 
-    makes: ClassVar[tuple[AnySignal, ...]] = (Demonstration(branches={"target": _HERE}),)
+    makes: ClassVar[tuple[AnySignal, ...]] = (Demonstration(branches={"target": HERE}),)
 
     def __call__(self, groups: Sequence[Group], key: str, answers: Mapping[str, Any]
                  ) -> list[AnySignal]:
@@ -194,7 +195,7 @@ class Privileged:
 
     hint: str = "the answer is {answer} ."
     makes: ClassVar[tuple[AnySignal, ...]] = (
-        Distill(branches={"student": _HERE, "teacher": _HERE}),)
+        Distill(branches={"student": HERE, "teacher": HERE}),)
 
     def __call__(self, groups: Sequence[Group], key: str, answers: Mapping[str, Any]
                  ) -> list[AnySignal]:

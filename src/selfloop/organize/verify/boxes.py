@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from selfloop.organize.verify.rules import tagged
 from selfloop.types import Rollout, Verdict
 
 THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
@@ -55,8 +56,8 @@ def boxes_in(text: str) -> list[Box]:
 
     Only what `<answer>` holds is read where a text has that tag (the last one). [] for none.
     """
-    tagged = re.findall(r"<answer>(.*?)</answer>", text, re.S)
-    text = tagged[-1] if tagged else text
+    answers = tagged(text)
+    text = answers[-1] if answers else text
     spans = [(m.start(), m.end(), m[0]) for m in _RECORD.finditer(text) if _FOUR.search(m[0])]
     found = []
     for m in _FOUR.finditer(text):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from selfloop.organize.verify.asking import ask, fenced, filled, yes_or_no
@@ -59,6 +60,10 @@ class ClaimCheck:
 
     RLAIF-V compares p(yes) with p(no) of the first token; `generate` gives drawn text, so here it
     is the majority of `n` replies (greedy: one). A tie is unreadable.
+
+    `by_rule` splits without a model, where answers have a known form: it maps a text to its claims,
+    None where it cannot. `quoted=False` puts claims into `check` without the marker lines, for a
+    model that knows only fixed questions; never do that with a model that follows instructions.
     """
 
     splitter: str = "splitter"
@@ -68,17 +73,16 @@ class ClaimCheck:
     share: bool = False
     split: str = SPLIT
     check: str = CHECK
+    by_rule: Callable[[str], list[str] | None] | None = None
+    quoted: bool = True
     splitting: Sampling = Sampling(temperature=0.0, max_new_tokens=512)
     checking: Sampling = Sampling(temperature=0.0, max_new_tokens=8)
 
     async def __call__(self, generate: Generate, rollout: Rollout, sample: Sample, key: str
                        ) -> Verdict:
         """`spans`: where each claim stands in the output, with 1 (accepted) or 0 (rejected)."""
-        text = filled(self.split, answer=fenced(rollout.text, f"{key}/{rollout.id}"))
-        (reply,) = await ask(generate, text, (), self.splitter, self.splitting,
-                             f"claims/{rollout.id}")
-        claims, cost = claims_in(reply.text), float(reply.tokens)
-        if not claims or len(claims) > self.most or reply.finish_reason == "length":
+        claims, cost = await self._claims(generate, rollout, key)
+        if not claims or len(claims) > self.most:
             why = "no list of claims" if claims is None else f"{len(claims)} claims"
             return Verdict(rationale=why, cost=cost)
         checks: list[bool | None] = []
@@ -88,9 +92,21 @@ class ClaimCheck:
             cost += tokens
         return self._verdict(rollout.text, claims, checks, cost)
 
+    async def _claims(self, generate: Generate, rollout: Rollout, key: str
+                      ) -> tuple[list[str] | None, float]:
+        """The claims, or None where there is no whole list of them; and the tokens spent."""
+        if self.by_rule is not None:
+            return self.by_rule(rollout.text), 0.0
+        text = filled(self.split, answer=fenced(rollout.text, f"{key}/{rollout.id}"))
+        (reply,) = await ask(generate, text, (), self.splitter, self.splitting,
+                             f"claims/{rollout.id}")
+        cut = reply.finish_reason == "length"
+        return None if cut else claims_in(reply.text), float(reply.tokens)
+
     async def _checked(self, generate: Generate, claim: str, sample: Sample, name: str, key: str
                        ) -> tuple[bool | None, float]:
-        text = filled(self.check, claim=fenced(claim, f"{key}/{name}"))
+        shown = fenced(claim, f"{key}/{name}") if self.quoted else claim
+        text = filled(self.check, claim=shown)
         replies = await ask(generate, text, sample.media, self.checker, self.checking,
                             f"claim/{name}", self.n)
         votes = sum({True: 1, False: -1, None: 0}[yes_or_no(r.text)] for r in replies)

@@ -1,10 +1,12 @@
-"""The environment's own outcome as a verdict (primitives V31)."""
+"""The environment's own outcome as a verdict (primitives V31), and rules for final answers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from selfloop.types import Rollout, Verdict
+from selfloop.roles import Verifier, as_verdict, call_by_name, name_of
+from selfloop.types import Part, Rollout, Verdict
 
 
 @dataclass(frozen=True)
@@ -19,3 +21,22 @@ class EnvironmentReturn:
         if not isinstance(value, int | float):
             return Verdict(rationale="not an episode of an environment")
         return Verdict(score=float(value) / self.scale)
+
+
+@dataclass(frozen=True)
+class LastTurn:
+    """`right` on what the model said in its last turn, and on nothing that it was shown.
+
+    An observation may hold the very text that a rule looks for. Answers of one turn are judged
+    as they are. `right` is a synchronous verifier of single rollouts.
+    """
+
+    right: Verifier
+
+    def __call__(self, rollout: Rollout, **offered: Any) -> Verdict:
+        """Gold values reach `right` alone, and only if it names them."""
+        said = rollout.sampling.get("said_last")
+        if isinstance(said, str):
+            rollout = rollout.model_copy(update={"output": (Part(text=said),)})
+        return as_verdict(call_by_name(self.right, rollout=rollout, **offered),
+                          name_of(self.right))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
 from selfloop.calling import as_verdict, call_by_name, name_of
-from selfloop.organize.verify.rules import exact
+from selfloop.organize.verify.rules import exact, tagged
 from selfloop.roles import Verifier
 from selfloop.types import Part, Rollout, Verdict
 
@@ -39,7 +38,7 @@ class Reflection:
 
     def __call__(self, rollout: Rollout, **offered: Any) -> Verdict:
         """Gold values reach `rule` alone."""
-        blocks = re.findall(r"<answer>.*?</answer>", rollout.text, re.S)
+        blocks = [f"<answer>{held}</answer>" for held in tagged(rollout.text)]
         if len(blocks) < 2:
             return Verdict(score=self.single, rationale=f"{len(blocks)} answer blocks, not two")
         found = [self._judged(rollout, block, offered) for block in (blocks[0], blocks[-1])]

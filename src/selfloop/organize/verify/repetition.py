@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from selfloop.organize.verify.rules import tagged
 from selfloop.types import Rollout, Verdict
 
 
@@ -72,6 +73,6 @@ class CharacterCap:
 
     def __call__(self, rollout: Rollout) -> Verdict:
         """Reads no label."""
-        tagged = re.findall(r"<answer>(.*?)</answer>", rollout.text, re.S)
-        length = len((tagged[-1] if tagged else rollout.text).strip())
+        answers = tagged(rollout.text)
+        length = len((answers[-1] if answers else rollout.text).strip())
         return Verdict(score=float(length < self.limit), parts={"characters": float(length)})

@@ -12,11 +12,8 @@ from typing import Any
 
 from selfloop.types import Rollout, Verdict
 
-_MARKED = (
-    re.compile(r"\\boxed\{([^{}]*)\}"),
-    re.compile(r"<answer>(.*?)</answer>", re.S),
-    re.compile(r"(?:final answer|answer)\s*(?:is|:)\s*(.+)", re.I),
-)
+_BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
+_ANNOUNCED = re.compile(r"(?:final answer|answer)\s*(?:is|:)\s*(.+)", re.I)
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|[-+]?\.\d+")
 
 
@@ -25,12 +22,25 @@ def final_answer(text: str) -> str | None:
 
     None when there is nothing but white space.
     """
-    for pattern in _MARKED:
-        found = pattern.findall(text)
-        if found:
+    for read in (_BOXED.findall, tagged, _ANNOUNCED.findall):
+        if found := read(text):
             return _tidy(found[-1]) or None
     tail = text.rsplit("=", 1)[-1] if "=" in text else text
     return _tidy(tail) or None
+
+
+def tagged(text: str, tag: str = "answer") -> list[str]:
+    """What each <tag> holds up to the next </tag>, in order; one that never closes holds nothing.
+
+    Linear in the text, where a pattern would try every opening of a text that closes none.
+    """
+    opening, closing = f"<{tag}>", f"</{tag}>"
+    found: list[str] = []
+    at = text.find(opening)
+    while at >= 0 and (end := text.find(closing, at + len(opening))) >= 0:
+        found.append(text[at + len(opening):end])
+        at = text.find(opening, end + len(closing))
+    return found
 
 
 def _tidy(text: str) -> str:

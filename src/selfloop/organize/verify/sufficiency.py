@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
 from selfloop.calling import as_verdict, call_by_name, name_of
 from selfloop.organize.verify.asking import ask, fenced, filled
-from selfloop.organize.verify.rules import exact
+from selfloop.organize.verify.rules import exact, tagged
 from selfloop.roles import Generate, Sampling, Verifier
 from selfloop.types import Rollout, Sample, Verdict
 
@@ -38,9 +37,8 @@ class CaptionSufficiency:
     async def __call__(self, generate: Generate, rollout: Rollout, sample: Sample, key: str,
                        answer: Any) -> Verdict:
         """Reads `answer`, which only `rule` sees."""
-        tag = re.escape(self.tag)
-        found = re.search(rf"<{tag}>(.*?)</{tag}>", rollout.text, re.S)
-        described = found[1].strip() if found else ""
+        found = tagged(rollout.text, self.tag)
+        described = found[0].strip() if found else ""
         if not described:
             return Verdict(score=0.0, rationale="no description")
         question = sample.context.without_media().text
