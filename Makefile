@@ -17,7 +17,7 @@ demo: setup
 	$(BIN)/selfloop demo
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 proof: setup
 	scripts/proof
