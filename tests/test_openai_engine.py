@@ -552,12 +552,11 @@ def test_killed_while_judging_and_resumed_no_answer_is_asked_for_twice(tmp_path)
             [sys.executable, "-c", KILLED, str(tmp_path / "data"), url, str(tmp_path / "cut")],
             cwd=Path(__file__).parent, env={**os.environ, "OMP_NUM_THREADS": "1"}))
         assert child[0].wait(120) == -signal.SIGKILL
-        recorded = len((tmp_path / "cut/asked/judge.jsonl").read_bytes().splitlines())
-        assert 3 < recorded <= 7
+        recorded = (tmp_path / "cut/asked/judge.jsonl").read_bytes().count(b"\n")
         run(loop(), samples, engines(url), tmp_path / "cut")
-    answered, kept = script.answered, recorded
-    # One answer at most is lost: the one that was on its way when the process died.
-    assert len(answered) - len(set(answered)) <= 7 - kept <= 1
+    answered = script.answered
+    # One answer at most is lost: two are under way at a time, and of one the line was cut.
+    assert recorded > 3 and len(answered) - len(set(answered)) <= 1
     with scripted(lambda body, n: judge(body)) as (url, script):
         run(loop(), samples, engines(url), tmp_path / "whole")
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from selfloop.durations import time_of
+from selfloop.interrupting import Interruption
 
 QUIET = 10.0
 """Seconds between two lines of one stage where there is no terminal."""
@@ -21,7 +22,8 @@ class Shown:
     """A Watch (see running.py) that shows the run on a console, by default stderr.
 
     On a terminal one live line below the finished ones; elsewhere plain lines. Use it as a
-    context manager, so that the live line is taken down whatever happens.
+    context manager, so that the live line is taken down whatever happens; inside it a Ctrl-C
+    ends the run at its next event at the latest.
     """
 
     def __init__(self, console: Console | None = None, *, budget: float | None = None,
@@ -36,8 +38,10 @@ class Shown:
         self._gathering = 0.0
         self._live: Progress | None = None
         self._task: TaskID | None = None
+        self._interruption = Interruption()
 
     def __enter__(self) -> Shown:
+        self._interruption.__enter__()
         if self.console.is_terminal:
             self._live = Progress(
                 TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]}"),
@@ -47,12 +51,14 @@ class Shown:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._interruption.__exit__()
         if self._live is not None:
             self._live.stop()
             self._live = None
 
     def __call__(self, event: str, facts: Mapping[str, Any]) -> None:
         """One event of the run; events that are not known are passed over."""
+        self._interruption.check()
         how = getattr(self, f"_on_{event}", None)
         if how is not None:
             how(facts)

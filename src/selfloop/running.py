@@ -42,7 +42,7 @@ class Run:
     dev: Sequence[Sample] = ()
     library: Library = field(default_factory=Library)
     budget: float | None = None
-    """Seconds after which no new step is started."""
+    """Seconds after which no new step is started; each call makes one, however long it takes."""
     watch: Watch | None = None
 
     def go(self) -> list[Iteration]:
@@ -55,7 +55,7 @@ class Run:
 
     def _go(self) -> list[Iteration]:
         self._open()
-        started = time.monotonic()
+        started, made = time.monotonic(), 0
         done = self.folder.iterations()
         while len(done) < self.loop.iterations and not (done and done[-1].adjustment.stop):
             self._must_be_sealed()
@@ -65,11 +65,13 @@ class Run:
             for step in range(index * self.loop.steps, (index + 1) * self.loop.steps):
                 if step < version:
                     continue
-                if self.budget is not None and time.monotonic() - started > self.budget:
+                if made and self.budget and time.monotonic() - started > self.budget:
+                    self._checkpoint(step)  # so that the next call starts from here
                     self.tell("stopped", why=f"the budget of {self.budget:g} s is spent",
                               step=step, iterations=len(done), resumable=True)
                     return done
                 learned.append(self._step(step))
+                made += 1
             done.append(self._end(index, done))
         stop = {"why": done[-1].adjustment.stop} if done[-1].adjustment.stop else {}
         self.tell("finished", iterations=len(done), best=done[-1].best, **stop)
