@@ -93,7 +93,7 @@ def recipes(seed: int) -> dict[str, Loop]:
                      lr=1e-4, view_share=0.5, **common),
         "agreement": agreement(Agreement(digits_read, follows, concludes=concludes), exact,
                                lr=5e-4, views=0.5, copies=4, questions=3, seen=2, samples=1000,
-                               **{**tuned, "iterations": 6, "updates": 150}),
+                               **{**tuned, "iterations": 10, "updates": 150}),
     }
 
 
