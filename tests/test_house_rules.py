@@ -36,11 +36,13 @@ LAYERS: list[tuple[str, ...]] = [
      "selfloop.config", "selfloop.config_sections",
      "selfloop.probed",
      "selfloop.probing", "selfloop.choosing", "selfloop.costs", "selfloop.planning",
+     "selfloop.judging_costs",
      "selfloop.checking", "selfloop.auditing", "selfloop.progress", "selfloop.sinks",
      "selfloop.serving"),
     ("selfloop.demo", "selfloop.proving", "selfloop.own_proof", "selfloop.label_study",
+     "selfloop.loss_study",
      "selfloop.evaluating"),
-    ("selfloop.cli", "selfloop.commands"),
+    ("selfloop.cli", "selfloop.commands", "selfloop.__main__"),
 ]
 """From the bottom up: a module imports from its own layer and from those before it."""
 

@@ -397,6 +397,18 @@ def test_stic_on_the_toy(tmp_path: Path) -> None:
     assert stic(exact, anchor=0.0).learn["solver"].loss.needs == {"reference"}
 
 
+def test_stics_anchor_is_that_of_its_code(tmp_path: Path) -> None:
+    """Less 1/1024 of the chosen text's summed log-prob, a mean over pairs."""
+    engine, folder = ToyEngine(("yes", "no"), seed=1), tmp_path / "run"
+    loop = stic(exact, max_new_tokens=4, n=3, updates=1, batch=64, lr=1e-9)
+    run(replace(loop, gate=None, evaluation=None), toyland.samples(tmp_path / "data", 6), engine,
+        folder, library=Library(folder / "images"))
+    chosen = [p.branches["chosen"] for p in RunFolder(folder).signals(0, "solver")]
+    sums = [sum(x) for x in engine.logprobs(chosen, "seed")]
+    learned = RunFolder(folder).json("steps", "000000", "learned.json")["solver"]
+    assert learned["1.nll"] == pytest.approx(-sum(sums) / len(sums) / 1024, rel=1e-9)
+
+
 def test_csr_on_the_toy(tmp_path: Path) -> None:
     loop = replace(csr(exact, width=4, depth=3, stop=("no",), sentence_tokens=3, weight=0.9,
                        **FAST))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from selfloop.config_sections import ConfigPart, LoRAConfig
 from selfloop.durations import seconds
 from selfloop.roles import SelfloopError, component_named
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from selfloop.config import RunConfig
     from selfloop.roles import Engine
 
+_JUDGES = "selfloop.organize.verify.judges"
+_SCHEMAS = {"points": f"{_JUDGES}:POINTS_SCHEMA", "preference": f"{_JUDGES}:PREFER_SCHEMA"}
 _LOCAL = ("dtype", "device", "threads", "max_batch_tokens")
 _PATIENCE = ("timeout", "deadline", "retries", "retry_budget")
 _SERVER = ("api_key_env", "concurrency", "budget", "token_budget", "logprobs", "seeds",
@@ -57,7 +60,8 @@ class EngineConfig(BaseModel):
     """Dollars that a run's recorded answers may cost."""
     token_budget: int | None = Field(None, ge=0)
     json_schema: dict[str, JsonValue] | str | None = None
-    """Structured output: a JSON Schema, or module:name of one."""
+    """Structured output: a JSON Schema, module:name of one, or points or preference, those of
+    the judges that ship."""
     logprobs: bool = False
     seeds: bool = True
     max_tokens_as: str = "max_tokens"
@@ -101,8 +105,15 @@ class EngineConfig(BaseModel):
         return self
 
 
-Cast = EngineConfig | str
-"""An engine in run.yaml: its options, or "model" for the run's own model."""
+class AdapterConfig(ConfigPart):
+    """A role that learns an adapter of its own on the run's base model."""
+
+    adapter: LoRAConfig | Literal[True] = True
+    """Its settings; true = those of the run's own `lora`."""
+
+
+Cast = EngineConfig | AdapterConfig | str
+"""An engine in run.yaml: its options, an adapter, or "model" for the run's own model."""
 
 
 def cast(config: RunConfig, solver: Engine) -> dict[str, Engine]:
@@ -114,7 +125,10 @@ def cast(config: RunConfig, solver: Engine) -> dict[str, Engine]:
     found = {"solver": solver}
     for role, how in config.engines.items():
         try:
-            found[role] = solver if isinstance(how, str) else _built(how, config)
+            if isinstance(how, AdapterConfig):
+                found[role] = _beside(solver, role, how)
+            else:
+                found[role] = solver if isinstance(how, str) else _built(how, config)
         except SelfloopError as error:
             raise SelfloopError(f"engines.{role}: {error}") from None
     return found
@@ -141,6 +155,14 @@ def _built(how: EngineConfig, config: RunConfig) -> Engine:
         pictures=Pictures(side=how.picture_side, kilobytes=how.picture_kilobytes), **options)
 
 
+def _beside(solver: Any, role: str, how: AdapterConfig) -> Engine:
+    from selfloop.engines.hf import LoRA
+
+    own = LoRA(**how.adapter.model_dump()) if isinstance(how.adapter, LoRAConfig) else None
+    made: Engine = solver.beside(role, own)
+    return made
+
+
 def _must_be_named(base_url: str, network: str | tuple[str, ...]) -> None:
     from selfloop.egress import is_here
     from selfloop.engines.openai_calling import host_of
@@ -155,10 +177,13 @@ def _must_be_named(base_url: str, network: str | tuple[str, ...]) -> None:
 def _schema(given: Mapping[str, Any] | str | None, home: Path) -> Mapping[str, Any] | None:
     if not isinstance(given, str):
         return given
-    from selfloop.methods import look_in
+    from selfloop.methods import closest, look_in
 
     look_in(home)
-    schema = component_named(given)
+    if ":" not in given and given not in _SCHEMAS:
+        raise SelfloopError(f"json_schema: {given!r} is no schema{closest(given, _SCHEMAS)}, "
+                            "module:name, or the schema itself")
+    schema = component_named(_SCHEMAS.get(given, given))
     if not isinstance(schema, Mapping):
         raise SelfloopError(f"json_schema: {given} is {type(schema).__name__}, not a mapping")
     return schema
@@ -166,7 +191,7 @@ def _schema(given: Mapping[str, Any] | str | None, home: Path) -> Mapping[str, A
 
 def absolute(how: Cast, home: Path) -> Cast:
     """The engine with paths that start at run.yaml's own folder."""
-    if isinstance(how, str):
+    if not isinstance(how, EngineConfig):
         return how
     records = how.records and str(home / Path(how.records).expanduser())
     model = how.model if how.base_url else model_at(how.model, home)
@@ -192,21 +217,27 @@ def _read(engines: Any) -> Any:
 def _one(role: str, how: Any) -> Cast:
     from selfloop.methods import closest
 
-    if isinstance(how, EngineConfig):
+    if isinstance(how, EngineConfig | AdapterConfig):
         return how
     if how == "model":
         return "model"
+    if how == "adapter":
+        return AdapterConfig()
     if not isinstance(how, Mapping):
-        raise ValueError(f"{role} = {how!r}: expected `model` (the run's own) or options as in "
-                         f"{{model: {how}}}")
-    odd = next((str(key) for key in how if key not in EngineConfig.model_fields), None)
+        raise ValueError(f"{role} = {how!r}: expected `model` (the run's own), `adapter` (one of "
+                         f"its own on the run's base) or options as in {{model: {how}}}")
+    kind = AdapterConfig if "adapter" in how else EngineConfig
+    odd = next((str(key) for key in how if key not in kind.model_fields), None)
     if odd is not None:
-        raise ValueError(f"unknown key '{role}.{odd}'{closest(odd, EngineConfig.model_fields)}")
+        raise ValueError(f"unknown key '{role}.{odd}'{closest(odd, kind.model_fields)}")
     try:
-        return EngineConfig.model_validate(how)
+        return kind.model_validate(how)
     except ValidationError as error:
         first = error.errors()[0]
-        at = ".".join([role, *map(str, first["loc"])])
+        at = ".".join([role, *(str(x) for x in first["loc"] if x != LoRAConfig.__name__)])
+        if first["type"] == "extra_forbidden":
+            hint = closest(str(first["loc"][-1]), LoRAConfig.model_fields)
+            raise ValueError(f"unknown key {at!r}{hint}") from None
         raise ValueError(f"{at}: {str(first['msg']).removeprefix('Value error, ')}") from None
 
 

@@ -23,6 +23,7 @@ from selfloop.commands import (
     studying,
 )
 from selfloop.commands.output import AsJson, one_line, put_json, say, tell
+from selfloop.engines.launching import follows, launched
 
 WELCOME = """\
 selfloop: vision-language models that improve themselves, and prove it.
@@ -88,6 +89,13 @@ main = typer.Typer(
 @main.callback(invoke_without_command=True)
 def _start(ctx: typer.Context) -> None:
     """Vision-language models that improve themselves, and prove it."""
+    if launched() > 1:
+        from selfloop.engines.starting import crew_of, follow
+
+        if follows():  # every process runs the command line; the first one does what it says
+            follow()
+            raise typer.Exit()
+        crew_of(1)
     if ctx.invoked_subcommand is None:
         say(WELCOME.rstrip())
 

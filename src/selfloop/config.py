@@ -22,6 +22,7 @@ from selfloop.config_sections import (
     DataConfig,
     GateConfig,
     LoRAConfig,
+    OptimConfig,
     SuiteConfig,
 )
 from selfloop.durations import seconds
@@ -36,7 +37,7 @@ __all__ = ["SEED", "Data", "RunConfig", "build_engine", "build_loop", "load_conf
 
 SEED = Path(__file__).parent / "testbeds" / "seed"
 """What `model: embedded` means: the seed model that ships with the package."""
-_ENGINE = ("dtype", "device", "threads", "checkpointing", "freeze",
+_ENGINE = ("dtype", "compute", "device", "threads", "checkpointing", "freeze", "learn",
            "max_batch_tokens")
 
 
@@ -47,11 +48,16 @@ class RunConfig(ConfigPart):
     """A from_pretrained folder, a hub id, or "embedded"."""
     lora: LoRAConfig | None = None
     dtype: str = "float32"
+    compute: str | None = None
+    """bfloat16: mixed precision, over float32 weights and moments."""
     device: str = "auto"
     checkpointing: bool = False
     """Recompute layers in the backward pass: less memory, about a third more time."""
     freeze: tuple[str, ...] = ()
     """Parts that do not learn: vision, projector, language."""
+    learn: tuple[str, ...] = ()
+    """Or the parts that do: all others are frozen."""
+    optim: OptimConfig = Field(default_factory=lambda: OptimConfig.model_validate({}))
     features: bool = True
     """Keep picture features where vision and projector are frozen (1 GiB of memory)."""
     features_folder: Path | None = None
@@ -60,11 +66,15 @@ class RunConfig(ConfigPart):
     """Tokens of one forward pass; halved, with a warning, when memory runs out."""
     threads: int | None = Field(None, ge=1)
     """CPU threads; results repeat bit for bit only at an equal number."""
+    processes: int = Field(1, ge=1)
+    """Processes of this machine that play the model together; docs/scaling.md."""
+    shard: bool = False
+    """Cut the decoder's layers over them, for a model that one device does not hold."""
     data: DataConfig
     verifier: str
     """module:name, or exact, number, choice, yes_no, text."""
     method: str = "auto"
-    """auto, star, dpo, grpo, agreement, supervised, or module:function that returns a Loop."""
+    """auto, a name of methods.METHODS, or module:function that returns a Loop."""
     prompt: str = "as it is"
     """A structured prompt of collect/guided.py that ends every question."""
     options: dict[str, JsonValue] = Field(default_factory=dict)
@@ -152,7 +162,7 @@ def load_config(path: str | Path = "run.yaml", overrides: Sequence[str] = ()) ->
 
 
 _FIELDS: dict[str, type[BaseModel]] = {"": RunConfig, "data": DataConfig, "lora": LoRAConfig,
-                                      "audit": setting.AuditConfig}
+                                      "optim": OptimConfig, "audit": setting.AuditConfig}
 
 
 def _refuse_unknown(values: Mapping[str, Any], lines: Mapping[tuple[str, ...], int], path: Path,
@@ -256,11 +266,26 @@ def structured(samples: Samples, prompt: str) -> Samples:
 
 def build_engine(config: RunConfig) -> Engine:
     """The model as an engine. Raises SelfloopError, in one line, for a folder that is none."""
+    from selfloop.engines.launching import launched
+
+    if max(config.processes, launched()) == 1:
+        if config.shard:
+            raise SelfloopError("shard: true cuts the model over several processes: set "
+                                "`processes: 2` or more, one for each device")
+        return _build_alone(config)
+    from selfloop.engines.processes import Processes
+
+    made: Any = Processes(_build_alone, config, processes=config.processes, shard=config.shard)
+    return made  # type: ignore[no-any-return]
+
+
+def _build_alone(config: RunConfig, **more: Any) -> Engine:
+    """The model in this process, which may be one of several."""
     from selfloop.engines.hf import FeatureStore, HFEngine, LoRA
 
     lora = LoRA(**config.lora.model_dump()) if config.lora else None
     store = FeatureStore(folder=config.features_folder) if config.features else False
     engine = HFEngine(config.model_path, lora=lora, features=store,
-                      **{n: getattr(config, n) for n in _ENGINE})
+                      **{n: getattr(config, n) for n in _ENGINE}, **more)
     engine.name = config.model  # "embedded" means the same on every machine, its path does not
     return engine

@@ -19,6 +19,25 @@ class LoRAConfig(ConfigPart):
     alpha: int = Field(32, ge=1)
     targets: tuple[str, ...] | None = None
     """Last names of linear layers; None = all of the language model's."""
+    dora: bool = False
+    """Learn sizes apart from directions (DoRA)."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank)."""
+    bits: Literal[4] | None = None
+    """4: the language model's own weights in 4 bits (QLoRA); needs bitsandbytes."""
+
+
+class OptimConfig(ConfigPart):
+    """What every role's optimizer is told beside its method's own options; see roles.Optim."""
+
+    clip: float | None = Field(None, gt=0)
+    weight_decay: float | None = Field(None, ge=0)
+    ema: float | None = Field(None, gt=0, lt=1)
+    """Keep a running average of the weights."""
+    publish: Literal["current", "ema"] | None = None
+    """Which weights are drawn from, evaluated and saved as best."""
+    diverged: float | Literal["never"] | None = None
+    """Stop where loss or gradient norm leave their running band by this factor."""
 
 
 class DataConfig(ConfigPart):

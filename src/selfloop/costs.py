@@ -77,6 +77,9 @@ def draws_of(loop: Loop) -> int:
     """Draws a problem."""
     if loop.sampler is None:
         return 0
+    told = getattr(loop.sampler, "per_problem", None)
+    if told is not None:
+        return max(1, round(float(told)))
     n = int(getattr(loop.sampler, "n", 8))
     if hasattr(loop.sampler, "questions"):
         return n * int(loop.sampler.questions) * (int(getattr(loop.sampler, "views", 0)) + 1)

@@ -19,7 +19,7 @@ PACKAGES: dict[str, tuple[bool, str, str]] = {
     "torch": (True, "all local models", "pip install torch"),
     "transformers": (True, "loads models and processors", "pip install 'transformers>=5.10,<6'"),
     "peft": (True, "LoRA adapters", "pip install peft"),
-    "accelerate": (True, "device placement in transformers", "pip install accelerate"),
+    "accelerate": (True, "device placement; several processes", "pip install accelerate"),
     "datasets": (False, "reads Hugging Face data sets", "pip install 'selfloop[datasets]'"),
     "openai": (False, "asks a judge on a server (run.yaml: engines)",
                "pip install 'selfloop[openai]'"),
@@ -81,7 +81,9 @@ def _machine() -> Iterator[Finding]:
 
     if torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory / 2**30
-        yield Finding("ok", f"GPU {torch.cuda.get_device_name(0)}, {memory:.0f} GiB")
+        count = torch.cuda.device_count()
+        more = f"; one of {count}, which `processes: {count}` uses together" if count > 1 else ""
+        yield Finding("ok", f"GPU {torch.cuda.get_device_name(0)}, {memory:.0f} GiB{more}")
     else:
         yield Finding("ok", f"no GPU: {torch.get_num_threads()} CPU threads "
                       "(results repeat bit for bit only at an equal thread count)")

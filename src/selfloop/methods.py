@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -17,7 +17,7 @@ from selfloop.answer_types import RULES
 from selfloop.evaluate.forgetting import Suite, default_suites, load_suite
 from selfloop.evaluate.gate import Gate
 from selfloop.organize.verify.outside import Outside
-from selfloop.roles import SelfloopError, component_named, reads
+from selfloop.roles import Optim, SelfloopError, component_named, reads
 
 if TYPE_CHECKING:
     from selfloop.config import RunConfig
@@ -37,6 +37,17 @@ METHODS: dict[str, str] = {
     "r3v": "imitate right answers, mend wrong ones, choose among both; from the seed each time",
     "mm_upt": "reinforce the group's most frequent answer; reads no labels",
     "visplay": "reinforce a questioner and a solver that raise each other; reads no labels",
+    "m3id": "prefer answers decoded towards the picture to blind ones; reads no labels",
+    "eve": "reinforce a writer of picture programs and who solves them; reads no labels",
+    "mdpo": "prefer right answers to wrong ones, and the picture to a crop of it",
+    "papo": "reinforce answers that also depend on the picture",
+    "noisyrollout": "reinforce groups of which half saw a noisy picture; the noise fades",
+    "m_star": "imitate right answers whose steps a judge likes; adapts the temperature",
+    "vl_rethinker": "reinforce with replay, and imitate second thoughts that end right",
+    "sdpo": "match oneself shown a right answer of the same group, token by token",
+    "sdft": "match oneself shown the gold solution, on one's own answers",
+    "reward_model": "learn to tell right answers from wrong ones of one problem",
+    "process_reward": "learn to tell right steps of an answer from wrong ones",
     "supervised": "imitate gold answers or worked solutions; draws nothing",
 }
 """Recipe name -> what it does in a few words."""
@@ -141,6 +152,9 @@ def _decided(loop: Loop, config: RunConfig) -> Loop:
     """The loop with what run.yaml says of its gate, its budgets and what must not be forgotten."""
     budgets = {n: getattr(config, n) for n in ("max_errors", "max_unjudged")}
     loop = replace(loop, **{n: most for n, most in budgets.items() if most is not None})
+    if said := config.optim.model_dump(exclude_none=True):
+        loop = replace(loop, learn={role: replace(how, optim=_told(how.optim, said))
+                                    for role, how in loop.learn.items()})
     if loop.evaluation is not None and (suites := _suites(config)):
         loop = replace(loop, evaluation=replace(loop.evaluation, suites=suites))
     if not isinstance(loop.gate, Gate):  # none, or one of the recipe's own
@@ -148,6 +162,15 @@ def _decided(loop: Loop, config: RunConfig) -> Loop:
     own = config.gate.model_dump()
     acting = replace(loop.gate.acting, **{n: own.pop(n) for n in ("strikes", "patience")})
     return replace(loop, gate=replace(loop.gate, acting=acting, **own))
+
+
+def _told(optim: Optim, said: Mapping[str, Any]) -> Optim:
+    """A role's optimizer with what run.yaml says of it."""
+    more: dict[str, Any] = {n: None if x == "never" else x for n, x in said.items()}
+    try:
+        return replace(optim, **more)
+    except SelfloopError as error:
+        raise SelfloopError(f"optim: {error}") from None
 
 
 def _suites(config: RunConfig) -> tuple[Suite, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 from selfloop import costs
@@ -17,6 +18,13 @@ from selfloop.config import RunConfig, build_loop, load_data
 from selfloop.evaluate.gate import Gate
 from selfloop.evaluate.statistics import SequentialAlpha, smallest_detectable_gain
 from selfloop.floor import Machine, Shape
+from selfloop.judging_costs import (
+    PROBLEMS,
+    Judging,
+    judging,
+    over_budget,
+    with_judging,
+)
 from selfloop.machines import machine_named
 from selfloop.methods import options_of
 from selfloop.probing import Probed, Share, probe, stored
@@ -50,6 +58,8 @@ class Plan:
     """weights, seed copy, gradients, optimizer, activations, logits and total while learning, and
     the cache while drawing, in bytes (rough)."""
     stages: tuple[costs.Stage, ...] = ()
+    judges: tuple[Judging, ...] = ()
+    """What verifiers that ask a model will ask, by role; each is also one of `notes`."""
     saving: float = 1.0
     """S = G (P + R) / (P + G R) of the rows that are trained on."""
     lengths: dict[str, float] = field(default_factory=dict)
@@ -112,7 +122,9 @@ def _costed(made: Plan, config: RunConfig, probed: Probed, other: Machine | None
     expected = costs.seconds(n, probed, shape)
     held = costs.memory(n, shape, probed.machine.get("batch_tokens", 32768.0),
                         n.contexts * n.group / max(1.0, n.updates)) if shape else {}
-    stages = costs.stages(n, shape, machine, {} if other else expected, held)
+    judges, unasked = judging(loop, config, n, list(islice(load_data(config).train, PROBLEMS)),
+                              shape, machine)
+    stages = with_judging(costs.stages(n, shape, machine, {} if other else expected, held), judges)
     total = stages[-1]
     spent = total.floor if other else total.seconds
     uncounted = shape.unknown() if shape else ["FLOPs and floors (the model's sizes are not known)"]
@@ -120,11 +132,13 @@ def _costed(made: Plan, config: RunConfig, probed: Probed, other: Machine | None
         uncounted.append("floors (this probe measured no machine: run `selfloop probe` again, or "
                          "give --machine)")
     return replace(
-        made, seconds={} if other else expected, tokens=costs.tokens(n), flops=total.flops or 0.0,
+        made, judges=judges,
+        notes=(*made.notes, *map(str, judges), *over_budget(judges, config)),
+        seconds={} if other else expected, tokens=costs.tokens(n), flops=total.flops or 0.0,
         memory=held, stages=stages, saving=n.saving, machine=machine,
         lengths={"prompt": n.prompt, "answer": n.answer, "group": n.group},
         money=spent * price / 3600 if price is not None and spent is not None else None,
-        uncounted=tuple(uncounted))
+        uncounted=(*uncounted, *unasked))
 
 
 def shape_of(probed: Probed, recompute: bool = False) -> Shape | None:

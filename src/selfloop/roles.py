@@ -122,13 +122,29 @@ class Optim:
     """Whether the optimizer's moments are dropped at the start of each step."""
     reference: str = "previous"
     """What reference log-probs mean: weights at the start of the step, or the seed's."""
+    ema: float | None = None
+    """Keep a running average of the weights: average <- ema average + (1 - ema) weights."""
+    publish: str = "current"
+    """current, or ema: which weights a published version is: drawn from, evaluated, and saved as
+    best. Learning always goes on from the current ones."""
+    diverged: float | None = 100.0
+    """Stop before an update whose loss or gradient norm is more than so many times its running
+    band (optimize/divergence.py has the exact rule); None = never."""
 
     def __post_init__(self) -> None:
+        _one_of("Optim.publish", self.publish, ("current", "ema"))
         _one_of("Optim.start", self.start, ("previous", "seed"))
         _one_of("Optim.reference", self.reference, ("previous", "seed"))
         _one_of("Optim.schedule", self.schedule, ("constant", "linear", "cosine"))
         if self.lr <= 0 or self.batch < 1 or self.epochs < 1 or (self.updates or 1) < 1:
             raise SelfloopError(f"Optim: lr, batch, epochs and updates must be positive: {self}")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise SelfloopError(f"Optim.ema={self.ema:g}: expected between 0 and 1, as in 0.99")
+        if self.publish == "ema" and self.ema is None:
+            raise SelfloopError("Optim.publish='ema': there is no average to publish; give "
+                                "Optim.ema, as in 0.99")
+        if self.diverged is not None and not self.diverged > 1:
+            raise SelfloopError(f"Optim.diverged={self.diverged:g}: expected more than 1, or None")
 
 
 def _one_of(what: str, value: str, allowed: Sequence[str]) -> None:

@@ -208,9 +208,13 @@ class Branch(Word):
     context: Context
     turns: tuple[Turn, ...] = ()
     text: str | None = None
+    token_weights: tuple[float, ...] | None = None
+    """What each trained token weighs, for losses that ask (docs/losses.md). None: 1 each."""
 
     @model_validator(mode="after")
     def _one_kind_of_answer(self) -> Self:
+        if any(not 0 <= weight < float("inf") for weight in self.token_weights or ()):
+            raise ValueError(f"token_weights must be 0 or more: {self.token_weights}")
         if bool(self.turns) == (self.text is not None):
             raise ValueError("a branch has either drawn turns or a text, and not both")
         if len(self.turns) > 1 and not all(turn.prompt_token_ids for turn in self.turns):

@@ -20,6 +20,7 @@ from selfloop.auditing.audit import Audited, Limits, audit
 from selfloop.auditing.setting import AuditConfig
 from selfloop.loop import Loop
 from selfloop.methods import closest
+from selfloop.pictures import Library
 from selfloop.roles import Engine, SelfloopError, name_of, parameters
 from selfloop.store import RunFolder, put_json
 from selfloop.types import Sample, digest
@@ -68,13 +69,14 @@ def _tried(loop: Loop, samples: Sequence[Sample], engines: Mapping[str, Engine],
     asks = "generate" in parameters(verifier)
     most, limits = (ASKED, Limits(paid=GRACE)) if asks else (SAMPLES, Limits())
     key = digest([loop.described()["verifier"], [s.id for s in labelled], most, asdict(limits),
-                  [a.name for a in ATTACKS], selfloop.__version__])
+                  [a.name for a in ATTACKS], [*CONTROLS], selfloop.__version__])
     stored = folder.json(FILE)
     if isinstance(stored, dict) and stored.get("key") == key:
         return {n: stored[n] for n in ("key", "why", "faults", "doubts", "found") if n in stored}
     if len(labelled) < 2:
         return {"key": key, "why": "fewer than 2 labelled samples to attack it with"}
-    found = audit(verifier, labelled, engines=engines, limits=limits, most=most, quick=True)
+    found = audit(verifier, labelled, engines=engines, limits=limits, most=most, quick=True,
+                  open_picture=Library(folder.path / "images").open)
     faults, doubts = _split(found)
     scored = any(c.paid.n - c.unknown - c.errors for c in found.cases)
     why = "" if scored else "it gives no score to text alone, so it cannot be attacked with texts"

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
 
 from selfloop import keys
 from selfloop.auditing.attacks import (
     ATTACKS,
     CONTROLS,
-    UNREADABLE,
     distinct_golds,
     gold_texts,
-    plain,
     shown,
     wrong_for,
 )
 from selfloop.auditing.calibrating import Calibrated, Known, Measured, Share, calibrate, resampled
+from selfloop.auditing.pictured import BLANK, Pictured, Watched, never_reacts
+from selfloop.auditing.putting import Put, all_puts, group
 from selfloop.doors import Doors
 from selfloop.organize.judging import judge
+from selfloop.pictures import Library
 from selfloop.roles import Engine, SelfloopError, Verifier, name_of, parameters, reads
-from selfloop.types import Group, Part, Rollout, Sample, Turn, Verdict
+from selfloop.types import Media, Sample, Verdict
 
 EXAMPLES = 3
 """Paid answers that a case shows."""
@@ -96,26 +99,18 @@ class Audited:
                  c.fault or ("" if c.paid.n else "not tried")) for c in self.cases]
 
 
-@dataclass(frozen=True)
-class _Put:
-    """One answer to be judged: by itself, or as the last of a group."""
-
-    case: str
-    sample: Sample
-    said: str
-    beside: tuple[str, ...] = ()
-
-
 def audit(verifier: Verifier, samples: Sequence[Sample], *, probe: Sequence[Known] = (),
           engines: Mapping[str, Engine] | None = None, limits: Limits = Limits(),
-          most: int = 100, quick: bool = False) -> Audited:
+          most: int = 100, quick: bool = False,
+          open_picture: Callable[[Media], Any] | None = None) -> Audited:
     """Attack and calibrate a verifier on labelled samples, `most` of them, drawn by key.
 
     `probe`: answers known to be right or wrong; without it gold answers and those of other
     samples stand in. A verifier of groups sees each attack among three gold answers, and blank
     attacks also as the majority. `engines` serve verifiers that ask a model. `quick` leaves out
-    calibration and position bias, and asks a model but once for each attack. Raises
-    SelfloopError without labelled samples.
+    calibration and position bias, and asks a model but once for each attack. Pictures are opened
+    by `open_picture` (a Library's, by their paths) to be written on; those that cannot be are left
+    out. Raises SelfloopError without labelled samples.
     """
     labelled = [s for s in samples if s.answer is not None]
     if len(labelled) < 2:
@@ -123,15 +118,19 @@ def audit(verifier: Verifier, samples: Sequence[Sample], *, probe: Sequence[Know
                             "100: `answer` must be filled")
     used = [labelled[i] for i in sorted(keys.shuffled(len(labelled), "audit")[:most])]
     golds = distinct_golds(labelled)
-    doors = Doors(engines or {}, max((e.version for e in (engines or {}).values()), default=0),
-                  "audit")
+    watched = {role: Watched(engine) for role, engine in (engines or {}).items()}
+    doors = Doors(cast(Mapping[str, Engine], watched),
+                  max((e.version for e in watched.values()), default=0), "audit")
     few = quick and "generate" in parameters(verifier)
-    puts = [p for s in used for p in _puts(verifier, s, golds, few)]
-    verdicts = _judged(verifier, puts, doors)
+    with TemporaryDirectory(prefix="audit-") as folder:
+        puts = all_puts(verifier, used, golds,
+                        Pictured(Path(folder), open_picture or Library().open), few)
+        verdicts = _judged(verifier, puts, doors)
+    looks = any(w.shown for w in watched.values())
     often = max(Counter(gold_texts(s.answer)[0] for s in used if gold_texts(s.answer)).values(),
                 default=0) / len(used)
-    cases = tuple(_case(name, puts, verdicts, limits, often, bool(reads(verifier)))
-                  for name in [*(a.name for a in ATTACKS), *CONTROLS])
+    cases = _reacting(tuple(_case(name, puts, verdicts, limits, often, bool(reads(verifier)))
+                            for name in [*(a.name for a in ATTACKS), *CONTROLS]), limits, looks)
     calibrated = None if quick else _calibrated(verifier, probe, used, golds, doors)
     bias = None if quick else _position_bias(verifier, used, golds, doors)
     reasons = [f"{c.name}: {c.fault}" for c in cases if c.fault]
@@ -143,63 +142,17 @@ def audit(verifier: Verifier, samples: Sequence[Sample], *, probe: Sequence[Know
                    calibrated, bias, tuple(reasons))
 
 
-# -- what is put to the verifier -----------------------------------------------------------------
+# -- what is found -------------------------------------------------------------------------------
 
-def _puts(verifier: Verifier, sample: Sample, golds: Sequence[str], few: bool) -> list[_Put]:
-    """Every attack and control on a sample; if few, one answer of each."""
-    puts = [*_attacks(verifier, [sample], golds), *_controls(verifier, [sample])]
-    return list({p.case: p for p in reversed(puts)}.values()) if few else puts
-
-
-def _attacks(verifier: Verifier, samples: Sequence[Sample], golds: Sequence[str]
-             ) -> Iterator[_Put]:
-    in_groups = "group" in parameters(verifier)
-    for sample in samples:
-        gold = gold_texts(sample.answer)[:1]
-        beside = tuple(gold * 3) if in_groups else ()
-        for attack in ATTACKS:
-            for said in attack.write(sample, golds):
-                yield _Put(attack.name, sample, said, beside)
-                if attack.blank and in_groups and gold:
-                    yield _Put("blank majority", sample, said, (gold[0], said, said))
-
-
-def _controls(verifier: Verifier, samples: Sequence[Sample]) -> Iterator[_Put]:
-    for sample in samples:
-        gold = gold_texts(sample.answer)[:1]
-        yield from (_Put("gold answer", sample, g, (g, g) if "group" in parameters(verifier)
-                         else ()) for g in gold)
-        if "answer" not in reads(verifier):
-            continue
-        bare = sample.model_copy(update={"answer": None, "rationale": None})
-        yield from (_Put("no gold", bare, said) for said in (*gold, ""))
-        for value in UNREADABLE:
-            mislabelled = sample.model_copy(update={"answer": value, "rationale": None})
-            said = [g for g in gold if plain(g) != plain(str(value))]
-            yield from (_Put("unreadable gold", mislabelled, s) for s in (*said, "", "no idea"))
-
-
-def _rollout(sample: Sample, said: str, index: int) -> Rollout:
-    return Rollout(id=f"audit-{sample.id}-{index}", sample=sample.id, context=sample.context,
-                   turns=(Turn(token_ids=(1,)),), output=(Part(text=said),))
-
-
-def _group(sample: Sample, said: Sequence[str]) -> Group:
-    return Group(sample=sample, rollouts=tuple(_rollout(sample, s, i)
-                                               for i, s in enumerate(said)))
-
-
-def _judged(verifier: Verifier, puts: Sequence[_Put], doors: Doors) -> list[Verdict]:
+def _judged(verifier: Verifier, puts: Sequence[Put], doors: Doors) -> list[Verdict]:
     """The verdict on each answer that was put: the last of its group."""
-    groups = [_group(p.sample, (*p.beside, p.said)) for p in puts]
+    groups = [p.group for p in puts]
     missing = Verdict(error=True, rationale="it left the group without verdicts")
     return [g.verdicts[-1] if g.verdicts else missing
             for g in judge(verifier, groups, doors).groups]
 
 
-# -- what is found -------------------------------------------------------------------------------
-
-def _case(name: str, puts: Sequence[_Put], verdicts: Sequence[Verdict], limits: Limits,
+def _case(name: str, puts: Sequence[Put], verdicts: Sequence[Verdict], limits: Limits,
           often: float, reads_gold: bool) -> Case:
     own = [(p, v) for p, v in zip(puts, verdicts, strict=True) if p.case == name]
     paid = [p for p, v in own if v.right]
@@ -222,7 +175,21 @@ def _case(name: str, puts: Sequence[_Put], verdicts: Sequence[Verdict], limits: 
     return replace(made, fault=fault, examples=_examples(paid))
 
 
-def _of_gold(made: Case, missed: Sequence[_Put], errors: Sequence[Verdict], limits: Limits,
+def _reacting(cases: tuple[Case, ...], limits: Limits, looks: bool) -> tuple[Case, ...]:
+    """The cases, that of the blank picture told by how often the real ones were paid."""
+    real = next(c.paid for c in cases if c.name == "gold answer")
+    blank = next(c for c in cases if c.name == BLANK)
+    if not looks:  # it shows nobody a picture, and does not claim to
+        told = replace(blank, paid=Share(0, 0), unknown=0, errors=0, fault="", examples=())
+    elif blank.paid.n and never_reacts(real.value, blank.paid.value, limits.paid):
+        told = replace(blank, fault=f"pays for {blank.paid.k} of {blank.paid.n} whose picture was "
+                       f"blank, and for {real.k} of {real.n} with the picture: it does not look")
+    else:
+        told = replace(blank, fault="")
+    return tuple(told if c.name == BLANK else c for c in cases)
+
+
+def _of_gold(made: Case, missed: Sequence[Put], errors: Sequence[Verdict], limits: Limits,
              reads_gold: bool) -> Case:
     fault = ""
     if made.paid.n and len(errors) / made.paid.n > limits.errors:
@@ -233,7 +200,7 @@ def _of_gold(made: Case, missed: Sequence[_Put], errors: Sequence[Verdict], limi
     return replace(made, fault=fault, examples=_examples(missed))
 
 
-def _examples(puts: Sequence[_Put]) -> tuple[str, ...]:
+def _examples(puts: Sequence[Put]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(shown(p.said) for p in puts))[:EXAMPLES]
 
 
@@ -251,10 +218,10 @@ def _calibrated(verifier: Verifier, probe: Sequence[Known], samples: Sequence[Sa
     at: dict[str, list[int]] = {}
     for i, one in enumerate(known):
         at.setdefault(one.sample.id, []).append(i)
-    groups = [_group(known[own[0]].sample, [known[i].said for i in own]) for own in at.values()]
+    groups = [group(known[own[0]].sample, [known[i].said for i in own]) for own in at.values()]
     verdicts: list[Verdict] = [Verdict()] * len(known)
-    for own, group in zip(at.values(), judge(verifier, groups, doors).groups, strict=True):
-        for i, verdict in zip(own, group.verdicts, strict=False):
+    for own, found in zip(at.values(), judge(verifier, groups, doors).groups, strict=True):
+        for i, verdict in zip(own, found.verdicts, strict=False):
             verdicts[i] = verdict
     return calibrate(known, verdicts, source)
 
@@ -266,14 +233,14 @@ def _position_bias(verifier: Verifier, samples: Sequence[Sample], golds: Sequenc
         return None
     pairs = [(s, g, w) for s in samples for g in gold_texts(s.answer)[:1]
              for w in wrong_for(s, golds)[:1]]
-    groups = [_group(s, said) for s, g, w in pairs for said in ((g, w), (w, g))]
+    groups = [group(s, said) for s, g, w in pairs for said in ((g, w), (w, g))]
     ahead: list[float] = []
     names: list[str] = []
-    for group in judge(verifier, groups, doors).groups:
-        scores = [v.score for v in group.verdicts]
+    for found in judge(verifier, groups, doors).groups:
+        scores = [v.score for v in found.verdicts]
         if len(scores) == 2 and scores[0] is not None and scores[1] is not None:
             ahead.append(scores[0] - scores[1])
-            names.append(group.sample.id)
+            names.append(found.sample.id)
     return resampled(lambda at: sum(ahead[i] for i in at) / len(at), names)
 
 

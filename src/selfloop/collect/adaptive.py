@@ -50,6 +50,11 @@ class AdaptiveTemperature:
         if not self.grid or min(*self.grid, self.start) <= 0 or not 0 <= self.share <= 1:
             raise SelfloopError(f"{self}: temperatures must be > 0 and share in [0, 1]")
 
+    @property
+    def per_problem(self) -> float:
+        """Draws a problem on average, for cost estimates."""
+        return self.n * (1 + self.share * (len(self.grid) - 1))
+
     async def __call__(self, generate: Generate, sample: Sample, guidance: Mapping[str, Any]
                        ) -> list[Rollout]:
         """The draws at the chosen temperature, or at all of them on the slice."""

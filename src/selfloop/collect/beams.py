@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from selfloop.collect.conditioning import noted, wholly_own
+from selfloop.collect.unsayable import if_sayable
 from selfloop.roles import Generate, Sampling, SelfloopError
 from selfloop.types import Rollout, Sample
 
@@ -39,7 +40,8 @@ class SentenceTree:
     made one. Scores are the policy's log-probs, where the code has them less the penalty.
     Paths carry `sampling["path"]`, the mean log-prob of each sentence, for verifiers that mix it
     with the picture's view of that sentence. All tokens of a path count as drawn, without
-    log-probs, because forcing a prefix may cut it into other tokens.
+    log-probs, because forcing a prefix may cut it into other tokens. A path whose text cannot be
+    forced is dropped; how many were is in `sampling["dropped"]` of those that remain.
     """
 
     width: int = 5
@@ -70,18 +72,20 @@ class SentenceTree:
 
     async def __call__(self, generate: Generate, sample: Sample) -> list[Rollout]:
         """Every path that ended, best first; those cut by `depth` have finish_reason length."""
-        open_paths, ended = [Path()], list[Path]()
+        open_paths, ended, dropped = [Path()], list[Path](), 0
         for level in range(self.depth):
             if not open_paths:
                 break
             grown = await asyncio.gather(*(
                 self._children(generate, sample, path, f"level{level}.{i}")
                 for i, path in enumerate(open_paths)))
-            children = [child for family in grown for child in family]
+            dropped += sum(family is None for family in grown)
+            children = [child for family in grown for child in family or ()]
             ended += [c for c in children if c.done]
             open_paths = self._survivors([c for c in children if not c.done])
         ranked = sorted((*ended, *open_paths), key=lambda p: -p.score / len(p.steps))
-        return [self._rollout(path) for path in ranked]
+        told = {"dropped": dropped} if dropped else {}
+        return [noted(self._rollout(path), **told) for path in ranked]
 
     def _survivors(self, paths: list[Path]) -> list[Path]:
         if len(paths) < self.width or len(paths) <= self.top + self.bottom:
@@ -90,10 +94,13 @@ class SentenceTree:
         return ranked[:self.top] + ranked[len(ranked) - self.bottom:]
 
     async def _children(self, generate: Generate, sample: Sample, path: Path, label: str
-                        ) -> list[Path]:
-        drawn = await generate(sample, n=self.width, label=label, sampling=Sampling(
+                        ) -> list[Path] | None:
+        """The distinct next sentences; None where the path's own text cannot be forced."""
+        drawn = await if_sayable(generate(sample, n=self.width, label=label, sampling=Sampling(
             temperature=self.temperature, max_new_tokens=self.sentence_tokens, stop=self.stop,
-            prefix=path.text, diversity=self.diversity))
+            prefix=path.text, diversity=self.diversity)))
+        if not drawn:
+            return None
         distinct: dict[str, Path] = {}
         for rollout in drawn:
             new = rollout.text[len(path.text):]

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from selfloop import keys
-from selfloop.collect.conditioning import noted
+from selfloop.collect.conditioning import noted, wholly_own
 from selfloop.collect.text_negatives import truncated
+from selfloop.collect.unsayable import if_sayable
 from selfloop.roles import Generate, Sampling
 from selfloop.types import Rollout, Sample
 
@@ -40,7 +41,7 @@ class Resumed:
 
     With an `op`, the second half is written with less of the picture in sight, which gives
     rejected answers that differ from the first only after the cut (BDHS, arXiv 2407.02477;
-    Sherlock, arXiv 2505.22651, cuts at a step).
+    Sherlock, arXiv 2505.22651, cuts at a step). One whose first part cannot be forced is left.
     """
 
     n: int = 4
@@ -62,8 +63,8 @@ class Resumed:
                 m.with_op(self.op, self.severity, f"{key}/{i}.{j}")
                 for j, m in enumerate(sample.media))
             prefix = truncated(first.text, 1 - self.kept)
-            again = await generate(sample.context.seen_as(media), label=f"again{i}",
-                                   sampling=replace(plain, prefix=prefix))
+            again = await if_sayable(generate(sample.context.seen_as(media), label=f"again{i}",
+                                              sampling=replace(plain, prefix=prefix)))
             found += [noted(r, resumed=first.id) for r in again]
         return found
 
@@ -106,8 +107,10 @@ class Rethink:
 
     VL-Rethinker (arXiv 2504.08837) trains continuations that end right: they have
     `sampling["rethought"]`, the first answer's id. The first answer and the trigger are forced
-    tokens, so they are never trained. Triggers that the model cannot say (a toy's few words) can
-    be replaced.
+    tokens, so they are not trained, unless `whole`: then they count as the model's own, without
+    log-probs, so that imitation also learns to begin a second thought. A first answer whose text
+    cannot be forced is not gone on with; a trigger that the model cannot say (a toy knows few
+    words) is an error: give others.
     """
 
     n: int = 8
@@ -115,7 +118,13 @@ class Rethink:
     triggers: tuple[str, ...] = tuple(t for kind in TRIGGERS.values() for t in kind)
     temperature: float = 1.0
     max_new_tokens: int = 64
+    whole: bool = False
     asks: ClassVar[frozenset[str]] = FORCING
+
+    @property
+    def per_problem(self) -> float:
+        """Draws a problem at most, for cost estimates."""
+        return self.n + round(self.share * self.n)
 
     async def __call__(self, generate: Generate, sample: Sample, key: str) -> list[Rollout]:
         """The first answers, then the continued ones."""
@@ -128,7 +137,11 @@ class Rethink:
                 continue
             pick = int(keys.generator(f"{key}/trigger{i}").integers(len(self.triggers)))
             prefix = f"{first.text.rstrip()} {self.triggers[pick]}"
-            again = await generate(sample, sampling=replace(plain, prefix=prefix),
-                                   label=f"rethink{i}")
-            found += [noted(r, rethought=first.id, trigger=self.triggers[pick]) for r in again]
+            again = await if_sayable(generate(
+                sample, sampling=replace(plain, prefix=prefix), label=f"rethink{i}"))
+            if not again:  # is it the trigger? then this one raises
+                await generate(sample, label=f"trigger{i}", sampling=replace(
+                    plain, prefix=self.triggers[pick], max_new_tokens=1))
+            found += [noted(wholly_own(r) if self.whole else r, rethought=first.id,
+                            trigger=self.triggers[pick]) for r in again]
         return found

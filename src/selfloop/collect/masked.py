@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from selfloop import keys
 from selfloop.collect.conditioning import noted, wholly_own
+from selfloop.collect.unsayable import if_sayable
 from selfloop.roles import Generate, Sampling, SelfloopError
 from selfloop.types import Rollout, Sample
 
@@ -21,8 +22,8 @@ class MaskedAttention:
     its words between `least` and `most`, drawn by key, and gone on with under
     `Sampling(hidden=share)`; with `least` = `most` = 0 bad answers are wholly new. Where the text
     comes out as the good one, it is tried again up to `tries` times, with one word less kept each
-    time, and then left out. How far the two must differ beyond that is the window's business:
-    `organize.refine` has them.
+    time, and then left out; an opening that cannot be forced counts as a try, too. How far the two
+    must differ beyond that is the window's business: `organize.refine` has them.
 
     Bad answers have `sampling["negative"]` = "masked", `"severity"` = share and `"of"`, the good
     one's id. All their tokens count as the model's and have no log-probs. Samples without
@@ -47,6 +48,11 @@ class MaskedAttention:
             raise SelfloopError(f"MaskedAttention(n={self.n}, tries={self.tries}): both must be "
                                 "at least 1")
 
+    @property
+    def per_problem(self) -> float:
+        """Draws a problem, for cost estimates."""
+        return 2 * self.n
+
     async def __call__(self, generate: Generate, sample: Sample, key: str) -> list[Rollout]:
         """The good answers, then the bad ones."""
         good = await generate(sample, n=self.n, label="good", sampling=Sampling(
@@ -65,9 +71,12 @@ class MaskedAttention:
         kept = int((self.least + u * (self.most - self.least)) * len(words))
         for attempt in range(self.tries):
             opening = " ".join(words[:max(0, kept - attempt)])
-            (drawn,) = await generate(sample, label=f"{label}.{attempt}", sampling=Sampling(
-                temperature=self.temperature, max_new_tokens=self.max_new_tokens,
-                prefix=opening, hidden=self.share))
-            if drawn.text.strip() != good.text.strip():
-                return noted(wholly_own(drawn), negative="masked", severity=self.share, of=good.id)
+            found = await if_sayable(generate(
+                sample, label=f"{label}.{attempt}", sampling=Sampling(
+                    temperature=self.temperature, max_new_tokens=self.max_new_tokens,
+                    prefix=opening, hidden=self.share)))
+            for drawn in found:  # one, or none where the opening cannot be forced
+                if drawn.text.strip() != good.text.strip():
+                    return noted(wholly_own(drawn), negative="masked", severity=self.share,
+                                 of=good.id)
         return None

@@ -27,8 +27,9 @@ class MixedDecoding:
     `collect.negatives` at `severity` ("diffusion": as in VCD).
 
     Good answers are drawn plainly, or pushed away from the other context: `away` > 0 is VCD's
-    alpha (arXiv 2311.16922, eq. 3; with `floor` = 0.1 its plausibility), `rate` > 0 is M3ID's,
-    which grows with the text (arXiv 2403.14003; 0.02).
+    alpha (arXiv 2311.16922, eq. 3; 1 in its released scripts, with `floor` = 0.1 for its
+    plausibility and noise of step 500), `rate` > 0 is M3ID's, which grows with the text (arXiv
+    2403.14003; 0.02 is chosen by us).
 
     Marks as `Negatives` has them: `sampling["negative"]` = "mixed" and `"severity"` = h on the bad
     ones; `"guided"` on good ones that were pushed. What was mixed has no log-probs. Samples without
@@ -60,6 +61,11 @@ class MixedDecoding:
         if self.against in ("swapped", "near") and self.pool is None:
             raise SelfloopError(f"MixedDecoding(against={self.against!r}) needs pool=: "
                                 "pool_of(media, library)")
+
+    @property
+    def per_problem(self) -> float:
+        """Draws a problem, for cost estimates."""
+        return 2 * self.n
 
     async def __call__(self, generate: Generate, sample: Sample, key: str) -> list[Rollout]:
         """The good answers, then the bad ones."""

@@ -10,6 +10,7 @@ from selfloop import keys
 from selfloop.collect.beams import stopped
 from selfloop.collect.conditioning import noted, wholly_own
 from selfloop.collect.hinted import judged
+from selfloop.collect.unsayable import if_sayable
 from selfloop.roles import Generate, Sampling, SelfloopError, Verifier
 from selfloop.types import Rollout, Sample, Verdict
 
@@ -48,6 +49,11 @@ class Node:
             node = max(node.children, key=lambda child: child.ucb(c))
         return node
 
+    def drop(self) -> None:
+        """Take the node out of the tree; one that has lost all of its children grows new ones."""
+        if self.parent is not None:
+            self.parent.children.remove(self)
+
     def credit(self, score: float | None) -> None:
         """Count an answer for this node and all above it; an unjudged one as the mean so far.
 
@@ -72,7 +78,8 @@ class TreeSearch:
     credit its score upwards, stop at the first right answer. Every finished answer is given back
     with `sampling["iterations"]` (in all) and `["solved"]`: the iterations are the difficulty
     that ThinkLite selects problems by. An answer that `check` cannot judge is credited as the mean
-    so far. `check` is a verifier of single answers; if it reads labels, so does the sampler.
+    so far, and a step whose text cannot be forced is taken out of the tree. `check` is a verifier
+    of single answers; if it reads labels, so does the sampler.
     """
 
     check: Verifier
@@ -105,6 +112,9 @@ class TreeSearch:
                 leaf = leaf.children[pick]
             if leaf.verdict is None:
                 answer = leaf.answer or await self._finish(generate, sample, leaf, at)
+                if answer is None:
+                    leaf.drop()
+                    continue
                 verdict = await judged(self.check, answer, sample, key=f"{key}/{at}",
                                        generate=generate, **gold)
                 leaf.verdict = verdict if leaf.answer else None  # other leaves end anew each time
@@ -116,9 +126,10 @@ class TreeSearch:
         return [noted(r, iterations=iterations, solved=solved) for r in found]
 
     async def _expand(self, generate: Generate, sample: Sample, leaf: Node, label: str) -> None:
-        steps = await generate(sample, n=self.children, label=f"{label}.step", sampling=Sampling(
-            temperature=self.temperature, max_new_tokens=self.step_tokens, stop=self.stop,
-            prefix=leaf.text))
+        steps = await if_sayable(generate(
+            sample, n=self.children, label=f"{label}.step", sampling=Sampling(
+                temperature=self.temperature, max_new_tokens=self.step_tokens, stop=self.stop,
+                prefix=leaf.text)))
         known: set[str] = set()
         for step in steps:
             if step.text not in known:
@@ -128,9 +139,10 @@ class TreeSearch:
                 leaf.children.append(Node(step.text, leaf.depth + 1, leaf,
                                           wholly_own(step) if whole else None))
 
-    async def _finish(self, generate: Generate, sample: Sample, node: Node, label: str) -> Rollout:
-        """A whole answer that begins with the node's text."""
-        (answer,) = await generate(sample, label=f"{label}.answer", sampling=Sampling(
+    async def _finish(self, generate: Generate, sample: Sample, node: Node, label: str
+                      ) -> Rollout | None:
+        """A whole answer that begins with the node's text; None if that cannot be forced."""
+        drawn = await if_sayable(generate(sample, label=f"{label}.answer", sampling=Sampling(
             temperature=self.temperature, max_new_tokens=self.max_new_tokens,
-            prefix=node.text))
-        return wholly_own(answer)
+            prefix=node.text)))
+        return wholly_own(drawn[0]) if drawn else None

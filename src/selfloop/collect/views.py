@@ -80,6 +80,11 @@ class MixedViews:
     temperature: float = 1.0
     max_new_tokens: int = 64
 
+    @property
+    def per_problem(self) -> float:
+        """Draws a problem, for cost estimates."""
+        return 2 * self.n
+
     async def __call__(self, generate: Generate, sample: Sample, guidance: Mapping[str, Any],
                        key: str) -> list[Rollout]:
         """The clean answers, then the others, marked by `sampling["severity"]`."""

@@ -33,6 +33,7 @@ def run(
     from selfloop.data import load as load_samples
     from selfloop.egress import only
     from selfloop.elsewhere import keep_records
+    from selfloop.engines.launching import launched
     from selfloop.evaluate.sealed import Sealed
     from selfloop.progress import Shown
     from selfloop.roles import SelfloopError
@@ -52,7 +53,8 @@ def run(
     for note in data.notes:
         tell(f"note: {note}")
     watches = [_sink(s, config) for s in sink or ()]
-    tell(f"loading {config.model}")
+    by = max(config.processes, launched())
+    tell(f"loading {config.model}" + (f" in {by} processes" if by > 1 else ""))
     engines = cast(config, build_engine(config))
     keep_records(engines.items(), config.folder)  # those of the audit, too
     put(config.folder / "run.yaml", config.as_yaml().encode())

@@ -1,4 +1,4 @@
-"""study: questions about a method that need many runs. So far one: what labels it saves."""
+"""study: questions about a method that need many runs: what labels it saves, what losses do."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from selfloop.commands.output import AsJson, put_json, say, table, tell
 
 if TYPE_CHECKING:
     from selfloop.label_study.design import LabelStudy
+    from selfloop.loss_study.design import Budget, LossStudy
 
 study = typer.Typer(rich_markup_mode=None, help="Questions about a method that need many runs.")
 KEPT = ("summary.json", "table.md", "curve.html", "facts.json", "answers.parquet")
+KEPT_LOSSES = ("summary.json", "table.md", "gains.html", "facts.json", "tallies.parquet")
 
 
 @study.command()
@@ -50,9 +52,7 @@ def labels(
         with Shown() as shown:
             summary = study_labels(made, workers=workers, watch=shown, tell=tell)
         if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
-            for name in KEPT:
-                shutil.copyfile(made.folder / name, out / name)
+            _copied(made.folder, out, KEPT)
     if json:
         put_json(summary)
         return
@@ -104,3 +104,107 @@ def print_study(summary: Mapping[str, Any]) -> None:
     say(f"dev: {summary['dev']} labels, the same for every arm; intervals over {summary['units']}")
     if summary["missing"]:
         say(f"not finished, left out: {'; '.join(summary['missing'])}")
+
+
+@study.command()
+def losses(
+    given: Annotated[list[str] | None, typer.Argument(
+        metavar="[RUN.YAML] [KEY=VALUE]...",
+        help="The run's file and changes to it; without one the embedded testbeds.")] = None,
+    on: Annotated[str, typer.Option(
+        help="Testbeds with commas between.")] = "digits,scenes",
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 3,
+    steps: Annotated[int, typer.Option(help="Steps of every run.")] = 4,
+    samples: Annotated[int, typer.Option(help="Problems a step.")] = 256,
+    draws: Annotated[int, typer.Option(help="Answers a problem.")] = 4,
+    updates: Annotated[int, typer.Option(help="Optimizer updates a step.")] = 12,
+    batch: Annotated[int, typer.Option(help="Drawn answers an update; a pair is two.")] = 64,
+    rates: Annotated[str, typer.Option(
+        help="Learning rates tried on dev at the first seed.")] = "3e-5,1e-4,3e-4",
+    folder: Annotated[Path | None, typer.Option(
+        help="Where the study is kept and goes on from.")] = None,
+    out: Annotated[Path | None, typer.Option(
+        help="Also copy the results (not the weights) here.")] = None,
+    recompute: Annotated[Path | None, typer.Option(
+        help="Only compute the figures again, from results kept in this folder.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Eight losses under one budget, beside every arm."""
+    from selfloop.loss_study.design import Budget
+    from selfloop.loss_study.running import study_losses
+    from selfloop.loss_study.summary import write_summary
+    from selfloop.progress import Shown
+
+    summaries = {}
+    names = tuple(dict.fromkeys(part.strip() for part in on.split(",")))
+    if recompute is not None:
+        summaries = {name: write_summary(recompute / name) for name in names}
+    else:
+        budget = Budget(steps, samples, draws, updates, batch, _rates(rates))
+        for made in _loss_studies(given, names, budget, tuple(range(seeds)), folder):
+            name = made.bed.name
+            tell(f"studying in {made.folder}: {len(made.ways)} losses x {seeds} seeds")
+            with Shown() as shown:
+                summaries[name] = study_losses(made, watch=shown, tell=tell)
+            if out is not None:
+                _copied(made.folder, out / name, KEPT_LOSSES)
+    if json:
+        put_json(summaries)
+        return
+    for name, summary in summaries.items():
+        print_losses(name, summary)
+
+
+def _rates(text: str) -> tuple[float, ...]:
+    from selfloop.roles import SelfloopError
+
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise SelfloopError(f"--rates {text!r}: expected learning rates with commas between, such "
+                            "as 1e-6,5e-6,2e-5") from None
+
+
+def _loss_studies(given: list[str] | None, names: tuple[str, ...], budget: Budget,
+                  seeds: tuple[int, ...], folder: Path | None) -> list[LossStudy]:
+    if given:
+        from selfloop.config import load_config
+        from selfloop.loss_study.own import own_study
+
+        return [own_study(load_config(*split_args(given)), budget=budget, seeds=seeds,
+                          folder=folder)]
+    from selfloop.loss_study.beds import bed_study
+
+    place = folder or Path("runs/losses")
+    return [bed_study(name, place, seeds=seeds, budget=budget) for name in names]
+
+
+def _copied(folder: Path, out: Path, names: tuple[str, ...]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        shutil.copyfile(folder / name, out / name)
+
+
+def print_losses(name: str, summary: Mapping[str, Any]) -> None:
+    """Every loss with its gain over every arm, then the words."""
+    from selfloop.loss_study.telling import AGAINST, differing
+
+    def gap(found: Mapping[str, Any] | None) -> str:
+        if found is None:
+            return ""
+        low, high = found["interval"]
+        return f"{found['gain']:+.1f} [{low:+.1f}, {high:+.1f}]{'*' if found['shown'] else ''}"
+
+    table([(loss["name"], f"{loss['rate']:g}",
+            f"{loss['figures'][summary['main']]['accuracy'][0]:.1f} %",
+            *(gap(loss["gains"][a]) for a in summary["against"]),
+            f"{loss['tokens']['learn_trained']:,}") for loss in summary["losses"]],
+          (name, "rate", f"of {summary['questions']} questions",
+           *(f"minus {AGAINST[a]}" for a in summary["against"]), "tokens trained"))
+    say(f"intervals over {summary['units']}; *: shown, at 5 % after Holm's correction over the "
+        "losses")
+    for line in (*summary["words"], differing(summary)):
+        say(f"- {line}")
+    if summary["missing"]:
+        say(f"not finished, left out: {len(summary['missing'])} points, from "
+            f"{summary['missing'][0]} on")

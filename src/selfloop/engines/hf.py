@@ -7,23 +7,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from selfloop.engines import hf_save, tokens
+from selfloop.engines import hf_adapters, hf_roles, hf_save, hf_size, tokens
 from selfloop.engines.feature_store import FeatureStore
-from selfloop.engines.hf_decode import Drawn, Job, Sampler
+from selfloop.engines.hf_decode import Job, Sampler
 from selfloop.engines.hf_features import Features
 from selfloop.engines.hf_guided import guides
 from selfloop.engines.hf_hiding import cannot_hide
+from selfloop.engines.hf_jobs import turn
 from selfloop.engines.hf_load import LoRA, load
 from selfloop.engines.hf_prompt import Prompts
+from selfloop.engines.precision import computing, must_mix
 from selfloop.optimize.checkpointing import enable
 from selfloop.optimize.learner import Learner
 from selfloop.optimize.memory import fitting
+from selfloop.optimize.parts import frozen_parts, parts_of
 from selfloop.optimize.prefix import Shared
 from selfloop.optimize.rows import Row, Weight, rows_of
 from selfloop.roles import Request, SelfloopError
@@ -35,12 +39,13 @@ __all__ = ["FeatureStore", "HFEngine", "LoRA"]
 class HFEngine(Learner):
     """A local model folder (or hub id) that draws, scores and learns.
 
-    `dtype`: float32, bfloat16, float16 or auto (as saved). `device`: auto, cpu, cuda. `freeze`:
-    some of "vision", "projector", "language". `max_batch_tokens` bounds prompt and answer tokens
-    of one forward pass. With `lora`, only the adapters learn. `checkpointing` recomputes layers in
-    the backward pass: less memory for about a third more time. `features` keeps picture features
-    where the vision side is frozen (a `FeatureStore`, or True for 1 GiB of memory; engine.features
-    counts). Remote code is never run.
+    `dtype`: float32, bfloat16, float16 or auto (as saved). `compute`: bfloat16 for mixed precision
+    over float32 weights (precision.py). `device`: auto, cpu, cuda. `freeze`: some of "vision",
+    "projector", "language"; or `learn`: all that is not frozen. With `lora`, only the adapters
+    learn. `max_batch_tokens` bounds prompt and answer tokens of one forward pass. `checkpointing`
+    recomputes layers in the backward pass: less memory for about a third more time. `features`
+    keeps picture features where the vision side is frozen (a `FeatureStore`, or True for 1 GiB of
+    memory; engine.features counts). Remote code is never run.
 
     Raises SelfloopError, in one line, for a folder that is not such a model.
     """
@@ -51,13 +56,20 @@ class HFEngine(Learner):
 
     def __init__(self, model: str | Path, *, lora: LoRA | None = None, dtype: str = "float32",
                  device: str = "auto", threads: int | None = None, max_batch_tokens: int = 32768,
-                 freeze: tuple[str, ...] = (), checkpointing: bool = False,
-                 features: FeatureStore | bool = True) -> None:
+                 freeze: tuple[str, ...] = (), learn: tuple[str, ...] = (),
+                 compute: str | None = None, checkpointing: bool = False,
+                 features: FeatureStore | bool = True,
+                 sharded: Callable[[Any, str], Any] | None = None) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
         self.name = str(model)
-        self.loaded = load(model, lora=lora, dtype=dtype, device=device, freeze=freeze)
-        self.lora, self.frozen, self.max_batch_tokens = lora, freeze, max_batch_tokens
+        self.compute, self.frozen = must_mix(compute, dtype), frozen_parts(freeze, learn)
+        self.loaded = load(model, lora=lora, dtype=dtype, freeze=self.frozen,
+                           device=device if sharded is None else "cpu")
+        self.steps = sharded and sharded(self.loaded.model, device)
+        self.lora, self.max_batch_tokens = lora, max_batch_tokens
+        self.others: dict[str, HFEngine] = {}
+        """Engines with adapters of their own on this base model (`beside`)."""
         self.model, self.processor = self.loaded.model, self.loaded.processor
         if checkpointing:
             enable(self.model)
@@ -82,7 +94,7 @@ class HFEngine(Learner):
         self.limit: int | None = getattr(text, "max_position_embeddings", None)
         self.prompts = Prompts(
             self.processor, placeholders=tokens.placeholders(self.never), limit=self.limit,
-            device=first.device, ends=ends, dtype=first.dtype)
+            device=first.device, ends=ends, dtype=net.dtype)
         ends |= {self.prompts.chat.end[-1]}
         self.prompts.chat.ends = ends
         for token in ends:
@@ -129,11 +141,13 @@ class HFEngine(Learner):
         Forced prefix tokens come first, with loss_mask 0 and log-prob 0.0. Answers are cut
         ("length") where the model's positions end.
         """
-        with self.at_version(version):
-            jobs = [self._job(request) for request in requests]
-            drawn = fitting(lambda: self.sampler.draw(jobs),
+        with self.at_version(version), self._running():
+            mine = self.team.share(requests, [r.n * r.sampling.max_new_tokens for r in requests])
+            jobs = [self._job(request) for request in mine]
+            drawn = fitting(lambda: self.team.looking(lambda: self.sampler.draw(jobs)),
                             lambda why: self.sampler.smaller(why, jobs))
-        return [[_turn(job, d) for d in row] for job, row in zip(jobs, drawn, strict=True)]
+        return self.team.joined([[turn(job, d) for d in row]
+                                 for job, row in zip(jobs, drawn, strict=True)])
 
     def _job(self, request: Request) -> Job:
         prompt, media = self.prompts.extend(request.context, request.history) \
@@ -167,7 +181,14 @@ class HFEngine(Learner):
         """
         for row in rows:
             self.prompts.check_length(len(row.token_ids) - 1, len(row.media))
-        return self.scorer(rows, entropy=entropy)
+        with self._running():
+            return self.scorer(rows, entropy=entropy)
+
+    def _running(self) -> AbstractContextManager[Any]:
+        """Where the model runs: under this engine's own adapter, with products in `compute`."""
+        if self.loaded.peft is not None:
+            hf_adapters.wear(self.loaded.peft, self.loaded.adapter)
+        return computing(self.compute, self.banned_V.device)
 
     @property
     def training_path(self) -> str:
@@ -180,7 +201,14 @@ class HFEngine(Learner):
         The gradient gap is relative to the gradients' norm. On too large a gap the engine takes
         the plain path from here on (`training_path` says why).
         """
-        return self.scorer.check(rows) if not self.scorer.why_not else (math.nan, math.nan)
+        with self._running():
+            return self.scorer.check(rows) if not self.scorer.why_not else (math.nan, math.nan)
+
+    def prime(self, rows: Sequence[Row]) -> None:
+        """Find out beforehand what any part of these rows would at first use."""
+        with self._running():
+            self.scorer.prime(rows)
+            self.scorer.why_not = max(self.team.gathered(self.scorer.why_not))
 
     def weigh(self, row: Row) -> Weight:
         """What a row adds to a forward pass, in tokens; a shared prompt counts once."""
@@ -188,27 +216,35 @@ class HFEngine(Learner):
 
     def _vision_tokens(self, media: tuple[Media, ...]) -> int:
         """Patches of these pictures, as language tokens that would keep as much for backward."""
-        vision = getattr(self.model.config, "vision_config", None)
-        text = self.model.config.get_text_config(decoder=True)
-        width, depth = (int(getattr(vision, n, 0)) for n in ("hidden_size", "num_hidden_layers"))
-        depth = depth or getattr(vision, "depth", 0)
-        patch = getattr(vision, "patch_size", 0)
-        if not (width and depth and isinstance(patch, int) and patch) or "vision" in self.frozen:
+        patch = hf_size.patch_of(self.model)
+        if not patch or "vision" in self.frozen:
             return 0
         numbers = sum(t.numel() for t in self.prompts.pixels(media).values()
                       if t.is_floating_point())
-        share: float = width * depth / (text.hidden_size * text.num_hidden_layers)
-        return math.ceil(numbers / (3 * patch * patch) * share)
+        return hf_size.as_tokens(self.model, numbers / (3 * patch * patch))
 
     def trainable(self) -> dict[str, torch.Tensor]:
-        """Name -> parameter that learns, in the model's own order."""
-        return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        """Name -> parameter that learns, in the model's own order (of adapters: this one's)."""
+        if self.loaded.peft is not None:
+            hf_adapters.wear(self.loaded.peft, self.loaded.adapter)
+        return {hf_adapters.plain(n, self.loaded.adapter): p
+                for n, p in self.model.named_parameters() if p.requires_grad}
+
+    @cached_property
+    def parts(self) -> dict[str, str]:
+        """Name of a parameter that learns -> vision, projector or language."""
+        return parts_of(self.model, self.trainable())
+
+    def beside(self, adapter: str, lora: LoRA | None = None) -> HFEngine:
+        """An engine on the same base model with an adapter of its own; see hf_roles.py."""
+        return hf_roles.beside(self, adapter, lora)
 
     # -- files and accounts -----------------------------------------------------------------
 
     def save(self, folder: Path) -> None:
         """A from_pretrained folder with its processor; with LoRA, the PEFT adapter folder."""
-        hf_save.save(self.loaded, Path(folder))
+        with self.at_version(self.version):
+            hf_save.save(self.loaded, Path(folder))
 
     def save_state(self, folder: Path) -> None:
         """The learner's state; with LoRA also the adapters' settings, for `selfloop export`."""
@@ -235,7 +271,8 @@ class HFEngine(Learner):
 
     def save_merged(self, folder: Path) -> None:
         """Full weights with the adapters merged in (the same as `save` without LoRA)."""
-        hf_save.save_merged(self.loaded, Path(folder))
+        with self.at_version(self.version):
+            hf_save.save_merged(self.loaded, Path(folder))
 
     def flops(self, forward_tokens: int, trained_tokens: int) -> float:
         """2N a token read and 6N a token trained on (4N with LoRA: no weight gradients).
@@ -247,24 +284,14 @@ class HFEngine(Learner):
 
     @cached_property
     def _size(self) -> int:
-        return hf_save.size(self.model)
+        return hf_size.size(self.model)
 
     def fingerprint(self) -> str:
-        """Hash of weight files, configs, processor files, LoRA settings, dtype and freezing."""
+        """Hash of weight files, configs, processor files, LoRA settings, dtypes and freezing."""
         return self._fingerprint
 
     @cached_property
     def _fingerprint(self) -> str:
         return hf_save.fingerprint(
-            self.loaded, [str(self.lora), str(self.model.dtype), *self.frozen])
-
-
-def _turn(job: Job, drawn: Drawn) -> Turn:
-    """A drawn answer as the loop stores it."""
-    forced = len(job.forced)
-    logprobs = (*(0.0,) * forced, *drawn.logprobs) if drawn.logprobs is not None else None
-    return Turn(
-        prompt_token_ids=job.prompt, media=job.media, token_ids=(*job.forced, *drawn.token_ids),
-        logprobs=logprobs, temperature=job.sampling.temperature or 1.0,
-        loss_mask=(*(0,) * forced, *(1,) * len(drawn.token_ids)) if forced else None,
-        finish_reason=drawn.finish_reason)
+            self.loaded, [str(self.lora), str(self.model.dtype), *self.frozen,
+                          *([self.compute] if self.compute else [])])

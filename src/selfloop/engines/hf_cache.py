@@ -60,7 +60,9 @@ class DecodingKeys(BranchKeys):
 
     def __init__(self, prefixes: Sequence[Any]) -> None:
         super().__init__(prefixes)
-        self.pairs = [(prefix.keys, prefix.values) for prefix in self.prefixes]
+        # Under autocast keys were rotated in float32, and values projected in a narrow type.
+        self.pairs = [(prefix.keys.to(prefix.values.dtype), prefix.values)
+                      for prefix in self.prefixes]
         self.own: list[torch.Tensor] = []
 
     def attend(self, q_NHD: Any, k_NKD: Any, v_NKD: Any, fork: Step, scale: float,

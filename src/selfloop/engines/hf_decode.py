@@ -23,6 +23,7 @@ from selfloop.optimize.memory import out_of_memory
 from selfloop.optimize.prefix import unsupported
 from selfloop.optimize.rows import Row
 from selfloop.optimize.score import Plain, Reader
+from selfloop.optimize.selfcheck import runs_in
 from selfloop.roles import SelfloopError
 
 __all__ = ["Drawn", "Job", "Sampler"]
@@ -216,7 +217,7 @@ class Sampler:
 
     def _differ(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> str:
         gap = max(float((a.cpu().double() - b).abs().max()) for a, b in pairs)
-        limit = CLOSE.get(next(self.model.parameters()).dtype, 0.5)
+        limit = CLOSE.get(runs_in(self.model), 0.5)
         return "" if gap <= limit else \
             f"log-probs differ from the plain path by {gap:.3g} > {limit:g}"
 

@@ -24,6 +24,7 @@ import torch
 from selfloop.engines.feature_store import FeatureStore, Kept
 from selfloop.engines.joining import Kind, flat, join, kind_of
 from selfloop.optimize.memory import out_of_memory
+from selfloop.optimize.selfcheck import runs_in
 from selfloop.types import Media
 
 Pixels = dict[str, torch.Tensor]
@@ -96,7 +97,7 @@ class Features:
     def _features(self, row: Row, names: dict[Any, str], args: Any, named: Any) -> Kept:
         assert self.store is not None and self._kind is not None
         key = hashlib.sha256(json.dumps([
-            [m.identity for m in row], self._settings, self._hash(),
+            [m.identity for m in row], self._settings, str(runs_in(self.model)), self._hash(),
             {k: repr(v) for k, v in sorted(named.items())
              if k in self._settles and k not in names}]).encode()
         ).hexdigest()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from selfloop.engines.hf_guided import Other
 from selfloop.engines.hf_hiding import Blind
 from selfloop.roles import Sampling
-from selfloop.types import FinishReason, Media
+from selfloop.types import FinishReason, Media, Turn
 
 
 @dataclass(frozen=True)
@@ -65,3 +65,14 @@ class Drawn:
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...] | None
     finish_reason: FinishReason
+
+
+def turn(job: Job, drawn: Drawn) -> Turn:
+    """A drawn answer as the loop stores it."""
+    forced = len(job.forced)
+    logprobs = (*(0.0,) * forced, *drawn.logprobs) if drawn.logprobs is not None else None
+    return Turn(
+        prompt_token_ids=job.prompt, media=job.media, token_ids=(*job.forced, *drawn.token_ids),
+        logprobs=logprobs, temperature=job.sampling.temperature or 1.0,
+        loss_mask=(*(0,) * forced, *(1,) * len(drawn.token_ids)) if forced else None,
+        finish_reason=drawn.finish_reason)

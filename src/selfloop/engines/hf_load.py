@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,21 +13,21 @@ from typing import Any
 import torch
 import transformers
 
+from selfloop.engines.hf_adapters import (
+    FIRST,
+    LoRA,
+    adapted,
+    four_bits,
+    language_linears,
+    need_four_bits,
+)
+from selfloop.optimize.parts import freeze_parts, frozen_parts, part_of
 from selfloop.roles import SelfloopError
 
-PARTS = ("vision", "projector", "language")
-_PROJECTOR = re.compile(r"projector|connector|merger|perceiver|aligner|mm_|embed_vision")
+__all__ = ["LoRA", "Loaded", "check_files", "folder_of", "language_linears", "load",
+           "load_processor", "no_progress_bars", "part_of"]
+
 _FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoRA:
-    """Low-rank adapters on the language model (Hu et al. 2021): W + (alpha / rank) B A."""
-
-    rank: int = 16
-    alpha: int = 32
-    targets: tuple[str, ...] | None = None
-    """Last names of linear layers, such as "q_proj"; None = all of the language model's."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,8 @@ class Loaded:
     folder: Path
     peft: Any = None
     """The PEFT wrapper when there are adapters; `model` is then the adapted inner model."""
+    adapter: str = FIRST
+    """Which of the adapters on this base is meant."""
 
 
 def folder_of(model: str | Path) -> Path:
@@ -79,22 +80,25 @@ def check_files(folder: Path) -> None:
 def load(model: str | Path, *, lora: LoRA | None = None, dtype: str = "float32",
          device: str = "auto", freeze: tuple[str, ...] = ()) -> Loaded:
     """Model and processor, checked, frozen and adapted as asked. Raises SelfloopError."""
-    if unknown := [part for part in freeze if part not in PARTS]:
-        raise SelfloopError(f"freeze={unknown[0]!r}: expected some of {', '.join(PARTS)}")
+    frozen = _must_fit(lora, frozen_parts(freeze))
     folder = folder_of(model)
     check_files(folder)
     processor = load_processor(folder)
-    net = _load_model(folder, dtype)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    net = net.to(device).eval()
-    _freeze(net, freeze)
-    if lora is None:
-        if not any(p.requires_grad for p in net.parameters()):
-            raise SelfloopError("freeze names every part: nothing is left to learn")
-        return Loaded(net, processor, folder)
-    peft = _adapt(net, lora)
-    return Loaded(net, processor, folder, peft)
+    net = _load_model(folder, dtype, device, bits=lora.bits if lora else None)
+    freeze_parts(net, frozen)
+    return Loaded(net, processor, folder, None if lora is None else adapted(net, lora))
+
+
+def _must_fit(lora: LoRA | None, frozen: tuple[str, ...]) -> tuple[str, ...]:
+    """What is frozen, where it does not take from adapters the part that they adapt."""
+    if lora is not None and "language" in frozen:
+        raise SelfloopError("lora adapts the language model, and language is frozen: leave one of "
+                            "them out (with lora, vision and projector never learn)")
+    if lora is not None and lora.bits is not None:
+        need_four_bits()
+    return frozen
 
 
 def load_processor(folder: Path) -> Any:
@@ -115,17 +119,20 @@ def load_processor(folder: Path) -> Any:
     return processor
 
 
-def _load_model(folder: Path, dtype: str) -> Any:
+def _load_model(folder: Path, dtype: str, device: str, bits: int | None = None) -> Any:
+    """The model in eval mode on its device, its linear layers in 4 bits if asked."""
     config = json.loads((folder / "config.json").read_text())
-    auto = getattr(transformers, "AutoModelForMultimodalLM", None) \
+    auto: Any = getattr(transformers, "AutoModelForMultimodalLM", None) \
         or transformers.AutoModelForImageTextToText
     wanted = dtype if dtype == "auto" else getattr(torch, dtype, None)
     if wanted is None:
         raise SelfloopError(f"dtype={dtype!r}: expected auto, float32, bfloat16 or float16")
+    quiet: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     try:
         with no_progress_bars():
-            net = auto.from_pretrained(folder, dtype=wanted, use_safetensors=True,
-                                       trust_remote_code=False, local_files_only=True)
+            less = {"quantization_config": four_bits(_empty(auto, folder, quiet), _sums_in(wanted)),
+                    "device_map": {"": device}} if bits else {}
+            net = auto.from_pretrained(folder, dtype=wanted, use_safetensors=True, **less, **quiet)
     except Exception as error:
         hint = " (it needs its own remote code, which selfloop never runs)" \
             if "auto_map" in config else ""
@@ -137,7 +144,18 @@ def _load_model(folder: Path, dtype: str) -> Any:
     if getattr(net.config, "is_encoder_decoder", False):
         raise SelfloopError(f"{folder}: encoder-decoder models are not supported; "
                             "give a decoder-only vision-language model")
-    return net
+    return (net if bits else net.to(device)).eval()
+
+
+def _empty(auto: Any, folder: Path, quiet: dict[str, Any]) -> Any:
+    """The model without weights: only which layers it has."""
+    config = transformers.AutoConfig.from_pretrained(folder, **quiet)
+    with torch.device("meta"):
+        return auto.from_config(config, trust_remote_code=False)
+
+
+def _sums_in(dtype: Any) -> torch.dtype:
+    return dtype if isinstance(dtype, torch.dtype) else torch.bfloat16
 
 
 @contextmanager
@@ -151,63 +169,6 @@ def no_progress_bars() -> Iterator[None]:
     finally:
         if shown:
             switch.enable_progress_bar()
-
-
-def part_of(net: Any, name: str) -> str:
-    """Which of `PARTS` a parameter belongs to, from where it hangs in the model."""
-    decoder = net.get_decoder() if hasattr(net, "get_decoder") else None
-    inside = next((n for n, m in net.named_modules() if m is decoder), "")
-    if (inside and name.startswith(f"{inside}.")) or name.startswith("lm_head"):
-        return "language"
-    if _PROJECTOR.search(name):
-        return "projector"
-    if re.search(r"vision|visual|image|vit", name):
-        return "vision"
-    return "language"
-
-
-def _freeze(net: Any, parts: tuple[str, ...]) -> None:
-    if not parts:
-        return
-    for name, parameter in net.named_parameters():
-        if part_of(net, name) in parts:
-            parameter.requires_grad_(False)
-
-
-def language_linears(net: Any) -> dict[str, list[str]]:
-    """The language model's linear layers: last name -> full names (the output head excluded)."""
-    head = net.get_output_embeddings()
-    found: dict[str, list[str]] = {}
-    for name, module in net.named_modules():
-        if isinstance(module, torch.nn.Linear) and module is not head \
-                and part_of(net, f"{name}.weight") == "language":
-            found.setdefault(name.rsplit(".", 1)[-1], []).append(name)
-    return found
-
-
-def _adapt(net: Any, lora: LoRA) -> Any:
-    from peft import LoraConfig, get_peft_model
-
-    known = language_linears(net)
-    wanted = lora.targets or tuple(sorted(known))
-    if unknown := [name for name in wanted if name not in known]:
-        raise SelfloopError(f"LoRA target {unknown[0]!r} is no linear layer of the language model; "
-                            f"it has: {', '.join(sorted(known))}")
-    names = [full for name in wanted for full in known[name]]
-    # One expression over full names: PEFT's own suffix matching would also hit the vision tower.
-    pattern = _alternation(names)
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0,
-                        target_modules=pattern, bias="none")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # the adapters' start is part of the seed, not of the caller
-        peft = get_peft_model(net, config)
-    return peft.eval()
-
-
-def _alternation(names: list[str]) -> str:
-    """Full names as one expression, layer numbers folded: `...layers.\\d+.self_attn.q_proj`."""
-    folded = sorted({re.sub(r"\\\.\d+\\\.", r"\\.\\d+\\.", re.escape(n)) for n in names})
-    return "|".join(f"(?:{name})" for name in folded)
 
 
 def _line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Folders that plain from_pretrained loads, and the identity and size of a model."""
+"""Folders that plain from_pretrained loads, and the identity of a model."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from selfloop.engines import hf_adapters
 from selfloop.engines.hf_load import Loaded, no_progress_bars
+from selfloop.optimize.sharding import is_cut, whole
+from selfloop.roles import SelfloopError
 
 
 def save(loaded: Loaded, folder: Path) -> None:
@@ -17,16 +19,20 @@ def save(loaded: Loaded, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with no_progress_bars():
         if loaded.peft is not None:
-            loaded.peft.save_pretrained(folder, safe_serialization=True)
+            hf_adapters.save(loaded.peft, loaded.adapter, folder)
             _in_order(folder / "adapter_config.json")
         else:
-            loaded.model.save_pretrained(folder)
+            cut = [n for n, x in loaded.model.state_dict().items() if is_cut(x)]
+            pieces = {n: whole(loaded.model.state_dict()[n]) for n in cut}
+            if None not in pieces.values():  # else another process writes
+                state = {"state_dict": {**loaded.model.state_dict(), **pieces}} if cut else {}
+                loaded.model.save_pretrained(folder, **state)
     loaded.processor.save_pretrained(folder)
 
 
 def save_adapter_settings(loaded: Loaded, folder: Path) -> None:
     """The adapters' settings alone, as PEFT writes them beside adapters."""
-    loaded.peft.peft_config["default"].save_pretrained(str(folder))
+    loaded.peft.peft_config[loaded.adapter].save_pretrained(str(folder))
     _in_order(folder / "adapter_config.json")
 
 
@@ -44,9 +50,16 @@ def save_merged(loaded: Loaded, folder: Path) -> None:
     if loaded.peft is None:
         save(loaded, folder)
         return
+    if getattr(loaded.model, "is_loaded_in_4bit", False):
+        raise SelfloopError(
+            "a base in 4 bits cannot be merged into without rounding it for good: save the "
+            "adapters, and merge them into the full base with `selfloop export RUN --merge`")
+    if any(map(is_cut, loaded.model.parameters())):
+        raise SelfloopError("adapters cannot be merged into layers that are cut (shard): save the "
+                            "adapters, and merge them with `selfloop export RUN --merge`")
     folder.mkdir(parents=True, exist_ok=True)
     # Merged on a copy: unmerging again would leave rounding in the weights that go on learning.
-    merged = copy.deepcopy(loaded.peft).merge_and_unload()
+    merged = copy.deepcopy(loaded.peft).merge_and_unload(adapter_names=[loaded.adapter])
     with no_progress_bars():
         merged.save_pretrained(folder)
     loaded.processor.save_pretrained(folder)
@@ -63,11 +76,3 @@ def fingerprint(loaded: Loaded, settings: Sequence[str]) -> str:
     for setting in settings:
         found.update(setting.encode() + b"\0")
     return found.hexdigest()
-
-
-def size(model: Any) -> int:
-    """Parameters that multiply activations: all but the input embeddings (unless tied)."""
-    embedding = model.get_input_embeddings().weight
-    head = model.get_output_embeddings().weight
-    total = sum(int(p.numel()) for p in model.parameters())
-    return total if embedding is head else total - int(embedding.numel())

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from selfloop.evaluate.statistics import Interval
+from selfloop.evaluate.statistics import Interval, unit_weights
 from selfloop.keys import generator
 from selfloop.roles import SelfloopError
 
@@ -31,6 +31,35 @@ def ratio_bootstrap(tops: Array, bottoms: Array, *, minus: tuple[Array, Array] |
     if len(sums) == 1:
         return Interval(-math.inf, math.inf, estimate, math.inf, units)
     drawn = _resampled(sums, n, key)
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high), estimate, float(drawn.std(ddof=1)), units)
+
+
+def crossed_ratio_bootstrap(tops_SC: Array, bottoms_SC: Array, *,
+                            minus: tuple[Array, Array] | None = None, n: int = 2000,
+                            key: str = "crossed", level: float = 0.95) -> Interval:
+    """`ratio_bootstrap` over seeds and clusters as two crossed factors, both resampled.
+
+    (S, C): one entry a seed and cluster; `minus` likewise. As in statistics.bootstrap (Owen 2007)
+    a lone seed is held fixed. Raises SelfloopError where nothing was counted.
+    """
+    sums_SCK = np.stack([tops_SC, bottoms_SC, *(minus or ())], axis=2).astype(float)
+    seeds, clusters, width = sums_SCK.shape
+    totals_K = sums_SCK.sum((0, 1))
+    if totals_K[1] <= 0 or totals_K[-1] <= 0:
+        raise SelfloopError("crossed_ratio_bootstrap: nothing was counted, so there is no ratio")
+    estimate = float(_ratio(totals_K[None])[0])
+    units = f"{clusters} clusters, one seed" if seeds == 1 else f"{seeds} seeds x {clusters} " \
+        "clusters"
+    if seeds == clusters == 1:
+        return Interval(-math.inf, math.inf, estimate, math.inf, units)
+    rng, found = generator(key), []
+    for rows in _chunks(n, clusters * width):
+        seeds_RS, clusters_RC = unit_weights(rng, rows, seeds), unit_weights(rng, rows, clusters)
+        by_cluster = (seeds_RS @ sums_SCK.reshape(seeds, -1)).reshape(rows, clusters, width)
+        totals = (by_cluster * clusters_RC[:, :, None]).sum(1)
+        found.append(_ratio(totals[(totals[:, 1] > 0) & (totals[:, -1] > 0)]))
+    drawn = np.concatenate(found)
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high), estimate, float(drawn.std(ddof=1)), units)
 

@@ -51,7 +51,7 @@ def _labels(labels: Sequence[Any]) -> tuple[np.ndarray[Any, Any], int]:
     return index, len(names)
 
 
-def _weights(rng: np.random.Generator, rows: int, size: int) -> np.ndarray[Any, Any]:
+def unit_weights(rng: np.random.Generator, rows: int, size: int) -> np.ndarray[Any, Any]:
     """(rows, size) how often each unit is drawn; a lone unit is held fixed."""
     if size == 1:
         return np.ones((rows, 1))
@@ -88,7 +88,7 @@ def bootstrap(
     counts_SC = np.bincount(s * many + c, minlength=runs * many).reshape(runs, many)
     rng, means = generator(key), []
     for rows in _chunks(n, many):
-        seeds_RS, clusters_RC = _weights(rng, rows, runs), _weights(rng, rows, many)
+        seeds_RS, clusters_RC = unit_weights(rng, rows, runs), unit_weights(rng, rows, many)
         total = ((seeds_RS @ sums_SC) * clusters_RC).sum(1)
         weight = ((seeds_RS @ counts_SC) * clusters_RC).sum(1)
         means.append(total[weight > 0] / weight[weight > 0])

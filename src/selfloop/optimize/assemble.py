@@ -18,7 +18,7 @@ from selfloop.types import Advantage, AnySignal, Pair
 
 
 def micro_batches(policy: Policy, signals: Sequence[AnySignal],
-                  rows: Sequence[dict[str, list[Row]]], budget: int) -> list[list[int]]:
+                  rows: Sequence[dict[str, list[Row]]], budget: float) -> list[list[int]]:
     """Signals of one kind and shape together, those of one prompt side by side, within budget.
 
     The budget counts what is run: a prompt that several rows share counts once, with its pictures.
@@ -91,8 +91,19 @@ class Update:
                 [words] * sum(row.count for row in plain) if words else None)
             return widened(plain, found, 0, collision) if found or collision else plain
 
-        return cls(policy, tuple(signals), loss, known, tuple(
+        made = cls(policy, tuple(signals), loss, known, tuple(
             {name: rows(i, name) for name in read_by(loss, s)} for i, s in enumerate(signals)))
+        made._check_weights()
+        return made
+
+    def _check_weights(self) -> None:
+        """Token weights count what is trained. Raises SelfloopError naming the branch."""
+        for signal, named in zip(self.signals, self.rows, strict=True):
+            for name, rows in named.items():
+                given, n = signal.branches[name].token_weights, sum(row.count for row in rows)
+                if given is not None and len(given) != n:
+                    raise SelfloopError(f"sample {signal.sample}: branch {name!r} has {len(given)} "
+                                        f"token_weights for {n} trained tokens")
 
     @property
     def tokens(self) -> dict[str, list[int]]:
@@ -123,8 +134,10 @@ class Update:
         branches = {}
         for at, name in enumerate(names):
             mine = slice(at * b, at * b + b)
-            branches[name] = _Parts(name, parts[mine], heat[mine], [r[name] for r in rows], index,
-                                    self.known, wide.k if wide else 0).scored()
+            branches[name] = _Parts(
+                name, parts[mine], heat[mine], [r[name] for r in rows], index, self.known,
+                wide.k if wide else 0,
+                [self.signals[i].branches[name].token_weights for i in index]).scored()
         signals = [self.signals[i] for i in index]
         answer = branches.get("answer")
         like: dict[str, Any] = {"dtype": parts[0].dtype, "device": parts[0].device}
@@ -157,6 +170,8 @@ class _Parts:
     index: list[int]
     known: Known
     k: int
+    weights: list[Any]
+    """Each signal's token weights, or None."""
 
     def scored(self) -> Scored:
         parts = [p if p.ndim == 1 else p[:, 0] for p in self.logps]
@@ -171,7 +186,15 @@ class _Parts:
             padded([p[:, -1] for p in self.logps]) if wide and self._asks_collision() else None,
             padded([p[:, 1:1 + self.k] for p in self.logps]) if self.k else None,
             self._tensor(self._given("others_reference")),
-            self._tensor(self._given("others_source")))
+            self._tensor(self._given("others_source")), self._weights())
+
+    def _weights(self) -> Any | None:
+        """Each token's own weight; None where no branch has any."""
+        if all(given is None for given in self.weights):
+            return None
+        return padded([torch.ones_like(p[:, 0] if p.ndim == 2 else p).detach() if given is None
+                       else torch.tensor(given, dtype=p.dtype, device=p.device)
+                       for p, given in zip(self.logps, self.weights, strict=True)])
 
     def _asks_collision(self) -> bool:
         return any(row.wide is not None and row.wide.collision for rs in self.rows for row in rs)

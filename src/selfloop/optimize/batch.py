@@ -42,6 +42,13 @@ class Scored:
     others_ref_BTK: Tensor | None = None
     others_source_BTK: Tensor | None = None
     """What the source of these tokens gives them: a teacher's top-k log-probs."""
+    weights_BT: Tensor | None = None
+    """The branches' `token_weights`; None where every token weighs 1."""
+
+    @property
+    def share_BT(self) -> Tensor:
+        """`mask_BT`, with each token's own weight."""
+        return self.mask_BT if self.weights_BT is None else self.mask_BT * self.weights_BT
 
     @property
     def value_BT(self) -> Tensor:

@@ -16,14 +16,18 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from selfloop.optimize import sharding
+from selfloop.optimize.again import Pass
 from selfloop.optimize.assemble import Update, chunks, gaps, micro_batches
-from selfloop.optimize.batch import Batch, Policy
+from selfloop.optimize.batch import Policy
+from selfloop.optimize.divergence import Guard, not_a_loss
+from selfloop.optimize.found import Found
 from selfloop.optimize.memory import fitting
-from selfloop.optimize.monitors import Sums, added, watched
-from selfloop.optimize.monitors import means as monitored
+from selfloop.optimize.monitors import added, gradient_norms, watched
+from selfloop.optimize.processes import Team
 from selfloop.optimize.rows import Row
 from selfloop.optimize.versions import Versions, contiguous
-from selfloop.optimize.wide import alike, checked, widened
+from selfloop.optimize.wide import alike, checked, likeliest, widened
 from selfloop.roles import Known, Loss, Optim, SelfloopError
 from selfloop.types import AnySignal, Branch
 
@@ -41,13 +45,16 @@ class Learner(Versions):
         self.states: dict[str, dict[str, float]] = {}
         """What losses carry from update to update, by their description."""
         self._decay: float | None = None
-        """Of the averaged weights; None until a loss asks for them."""
+        """Of the averaged weights; None until a loss or Optim.ema asks for them."""
+        self.guard = Guard()
+        self.team = Team()  # the processes that share the work: this one alone
 
     def restart(self) -> None:
         """Back to the seed: its weights as version 0, a fresh optimizer, nothing remembered."""
         self._forget()
         self.reset_optimizer()
         self.states, self._decay = {}, None
+        self.guard.forget()
 
     # -- scoring ----------------------------------------------------------------------------
 
@@ -66,11 +73,14 @@ class Learner(Versions):
         flat = alike([row for rows in rows_of for row in rows])
         with torch.no_grad(), self.at_version(version):
             most = sum(len(row.token_ids) for row in flat)
-            found = fitting(lambda: self._scores(flat), lambda why: self._halve(why, most))
-        scored = iter(found)
+            self.team.prime(self.policy, flat)
+            mine = self.team.share(flat, [len(row.token_ids) for row in flat])
+            found = fitting(lambda: self.team.looking(lambda: self._scores(mine)),
+                            lambda why: self._halve(why, most))
+        scored = iter(self.team.joined(found))
         each = [[x for _ in rows for x in next(scored)] for rows in rows_of]
         if top:
-            return [[_likeliest(x, top) for x in tokens] for tokens in each]
+            return [[likeliest(x, top) for x in tokens] for tokens in each]
         return each if others is None else [[x[1:] for x in tokens] for tokens in each]
 
     def _scores(self, rows: Sequence[Row]) -> list[list[Any]]:
@@ -126,29 +136,51 @@ class Learner(Versions):
                           ) -> dict[str, float]:
         update = Update.of(self.policy, signals, loss, known)
         units = loss.units(signals, update.tokens)
-        chunks = micro_batches(self.policy, signals, update.rows, self.tokens_per_batch)
+        chunks = self._chunks(update)
         state = self.states.get(_described(loss), {})
-        whole = self._measured(update, chunks, state)
-        weighed: dict[str, float] = {}
-        means: dict[str, float] = {}
-        gap: list[float] = []
-        sums: Sums = {}
-        for chunk in chunks:
-            batch = update.batch(chunk, update.names(chunk), state, whole)
-            terms = loss(batch)
-            self._backward(sum(w * x / max(units[name], 1e-12)
-                               for name, (w, x) in terms.items()), batch)
-            for name, (w, x) in terms.items():
-                share = float(x.detach()) / max(units[name], 1e-12)
-                means[name] = means.get(name, 0.0) + share
-                weighed[name] = weighed.get(name, 0.0) + w * share
-            gap += gaps(batch)
-            added(sums, watched(loss, batch))
-        self._carry(loss, state, means, whole)
+        whole = self.team.merged(self.team.looking(lambda: self._measured(update, chunks, state)))
+        done = Pass(update, chunks, units, state, whole)
+        kept = self.team.set_aside(self.policy.trainable())
+        mine = self.team.agreed(lambda: self._learned(done, loss))
+        self.team.add_up(self.policy.trainable(), kept)
+        found = Found.of(self.team.gathered(mine))
+        self._carry(loss, state, found.means, whole)
+        self.guard.saw(_described(loss), done, sum(found.weighed.values()))
         every = [row for named in update.rows for rs in named.values() for row in rs]
-        weighed["tokens_read"] = float(sum(len(row.token_ids) for row in every))
-        weighed["tokens_trained"] = float(update.trained())
-        return monitored(sums) | weighed | ({"sampler_gap": max(gap)} if gap else {})
+        return {**found.figures(), "tokens_read": float(sum(len(row.token_ids) for row in every)),
+                "tokens_trained": float(update.trained())}
+
+    def _chunks(self, update: Update) -> list[list[int]]:
+        """This process's micro-batches, as indices of signals."""
+        def plan(index: Sequence[int], budget: float) -> list[list[int]]:
+            planned = micro_batches(self.policy, [update.signals[i] for i in index],
+                                    [update.rows[i] for i in index], budget)
+            return [[index[i] for i in chunk] for chunk in planned]
+
+        rows_of = [[row for rows in named.values() for row in rows] for named in update.rows]
+        self.team.prime(self.policy, [row for rows in rows_of for row in rows])
+        return self.team.share_of_update(plan, [sum(len(row.token_ids) for row in rows)
+                                                for rows in rows_of], self.tokens_per_batch)
+
+    def _learned(self, done: Pass, loss: Loss) -> Found:
+        """Gradients of this process's micro-batches, and what was seen in them."""
+        found = Found()
+
+        def total(chunk: Sequence[int]) -> Any:
+            batch = done.batch(chunk)
+            terms = loss(batch)
+            value = done.total(terms)
+            if not torch.isfinite(value):
+                raise not_a_loss(done, batch, float(value.detach()))
+            for name, (w, x) in terms.items():
+                found.term(name, w, float(done.share(name, x.detach())))
+            found.gaps += gaps(batch)
+            added(found.sums, watched(loss, batch))
+            return value
+
+        for chunk in self.team.rounds(done.chunks):
+            self.team.differentiate(total, chunk)
+        return found
 
     def _measured(self, update: Update, chunks: Sequence[list[int]], state: Mapping[str, float]
                   ) -> dict[str, torch.Tensor]:
@@ -176,23 +208,18 @@ class Learner(Versions):
             self.states[_described(loss)] = loss.adapt(state, means, whole)
         self._decay = getattr(loss, "ema", None) or self._decay
 
-    def _backward(self, total: Any, batch: Batch) -> None:
-        if not torch.isfinite(total):
-            samples = ", ".join(sorted({s.sample for s in batch.signals})[:8])
-            raise SelfloopError(
-                f"the loss became {float(total.detach())} on samples {samples}: nothing was "
-                "stepped; lower Optim.lr or look at these samples with `selfloop show`")
-        total.backward()
-
     def optim_step(self, optim: Optim, lr: float) -> dict[str, float]:
-        """Clip, step, clear. Refuses to step on a gradient that is not finite."""
+        """Clip, step, clear. Refuses an update that divergence.Guard does not let pass."""
         parameters = list(self.policy.trainable().values())
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, optim.clip))
-        if norm != norm or norm == float("inf"):
-            for parameter in parameters:  # clipping has spread it over all of them
+        norms = gradient_norms(self.policy.trainable(), self._parts())
+        norm = sharding.clip(parameters, optim.clip)
+        try:
+            self.guard.check(norm, optim, lr)
+        except SelfloopError:
+            for parameter in parameters:  # clipping may have spread it over all of them
                 parameter.grad = None
-            raise SelfloopError(
-                f"the gradient norm became {norm}: nothing was stepped; lower Optim.lr ({lr:g})")
+            raise
+        self._decay = optim.ema or self._decay
         optimizer = self._adamw(optim)
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -203,18 +230,25 @@ class Learner(Versions):
         if self._decay:
             self._average_in(self._decay, before)
         optimizer.zero_grad(set_to_none=True)
-        return {"grad_norm": norm}
+        self.serves_average = optim.publish == "ema"
+        return {"grad_norm": norm, **norms}
+
+    def _parts(self) -> Mapping[str, str]:
+        """Parameter -> part of the model, where the policy tells them apart."""
+        told: Mapping[str, str] = getattr(self.policy, "parts", {})
+        return told
 
     def _adamw(self, optim: Optim) -> torch.optim.AdamW:
         if self._optimizer is None:
             self._optimizer = torch.optim.AdamW(
-                list(self.policy.trainable().values()), lr=optim.lr, betas=optim.betas,
+                sharding.groups(self.policy.trainable().values()), lr=optim.lr, betas=optim.betas,
                 weight_decay=optim.weight_decay, fused=True)
         return self._optimizer
 
     def reset_optimizer(self) -> None:
         """Forget the moments."""
         self._optimizer = None
+        self.guard.forget(bands=False)
         for parameter in self.policy.trainable().values():
             parameter.grad = None
 
@@ -240,13 +274,15 @@ class Learner(Versions):
                     moments[f"{key}/{name}"] = value
         save_file(contiguous(moments), folder / "optimizer.safetensors")
         (folder / "learner.json").write_text(json.dumps(
-            about | {"losses": self.states, "decay": self._decay} | self.settled()))
+            about | {"losses": self.states, "decay": self._decay,
+                     "bands": self.guard.state()} | self.settled()))
 
     def load_state(self, folder: Path) -> None:
         """The inverse of `save_state`, bit for bit."""
         about = json.loads((folder / "learner.json").read_text())
         self._load_weights(folder, about)
         self.states, self._decay = about.get("losses", {}), about.get("decay")
+        self.guard.load(about.get("bands", {}))
         self.settle(about)
         self.reset_optimizer()
         moments = load_file(folder / "optimizer.safetensors")
@@ -254,17 +290,9 @@ class Learner(Versions):
             state = self._adamw(Optim()).state
             for name, parameter in self.policy.trainable().items():
                 state[parameter] = {
-                    key: found.to(parameter.device)
+                    key: sharding.like(found, parameter)
                     for key in ("step", "exp_avg", "exp_avg_sq")
                     if (found := moments.get(f"{key}/{name}")) is not None}
-
-
-def _likeliest(columns: Sequence[float], top: int) -> list[tuple[int, float]]:
-    """(id, log-prob) of the likeliest tokens, from what `rows.Wide` gives for one place."""
-    logps, ids = columns[1:1 + top], columns[1 + top:1 + 2 * top]
-    if logps[-1] == -float("inf"):
-        raise SelfloopError(f"top={top}: fewer tokens can be drawn at all; ask for less")
-    return [(int(i), lp) for i, lp in zip(ids, logps, strict=True)]
 
 
 def _described(loss: Loss) -> str:

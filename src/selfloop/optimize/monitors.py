@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from selfloop.optimize.batch import Batch, Scored
+from selfloop.optimize.sharding import norm
 
 Sums = dict[str, tuple[float, float]]
 """name -> (sum over this micro-batch, how many it is a sum of)."""
@@ -39,6 +41,22 @@ def watched(loss: Any, batch: Batch) -> Sums:
             before = found.get("entropy_mean", (0.0, 0.0))
             found["entropy_mean"] = (before[0] + total, before[1] + count)
     return found
+
+
+def gradient_norms(trainable: Mapping[str, Any], parts: Mapping[str, str]) -> dict[str, float]:
+    """The norm of each part's gradient (grad_norm_vision, ...), before clipping.
+
+    `parts`: parameter -> part; where there are none, as in a table, nothing is told apart. Parts
+    that do not learn are left out, those that this update does not touch have norm 0.
+    """
+    found: dict[str, list[Any]] = {}
+    for name, parameter in trainable.items():
+        if name in parts:
+            mine = found.setdefault(parts[name], [])
+            if parameter.grad is not None:
+                mine.append(parameter.grad)
+    return {f"grad_norm_{part}": float(norm(gradients))
+            for part, gradients in sorted(found.items())}
 
 
 def added(sums: Sums, more: Sums) -> None:

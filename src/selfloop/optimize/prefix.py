@@ -75,6 +75,18 @@ class Shared:
         put(rest, self.plain([rows[i] for i in rest], entropy=entropy))
         return logps, entropies if entropy else None
 
+    @torch.no_grad()
+    def prime(self, rows: Sequence[Row]) -> None:
+        """All that is found out or compared at first use, for these rows and any part of them."""
+        self.plain(rows[:1])
+        for batch in self._batches(rows):
+            mine = [rows[i] for i in batch]
+            if not self.why_not and any(a > b for a, b in zip(_lengths(mine), self.checked_to,
+                                                              strict=True)):
+                self.check(mine)
+        a, b = (max(pair) for pair in zip(self.checked_to, _lengths(rows), strict=True))
+        self.checked_to = (a, b)
+
     def cost(self, rows: Sequence[Row]) -> int:
         """Tokens that are run for these rows: a shared prompt counts once."""
         units = [] if self.why_not else self._units(rows)

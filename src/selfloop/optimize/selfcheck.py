@@ -10,6 +10,7 @@ import torch
 from selfloop.optimize.layout import prompt_key
 from selfloop.optimize.rows import Row
 from selfloop.optimize.score import Answers
+from selfloop.optimize.sharding import is_cut
 
 TOLERANCE = {torch.float64: (1e-8, 1e-5), torch.float32: (1e-3, 1e-2)}
 """Largest |shared - plain| log-prob, and relative gradient difference, that pass the check.
@@ -28,10 +29,11 @@ def difference(model: Any, shared: Answers, plain: Answers, rows: Sequence[Row]
     The log-prob gap is the largest; in narrow types the mean. The gradient gap is 0.0 where
     gradients are not compared.
     """
-    dtype = next(model.parameters()).dtype
+    dtype = runs_in(model)
     limit, limit_gradient = TOLERANCE.get(dtype, (NARROW, float("inf")))
-    learns = [p for p in model.parameters() if p.requires_grad] \
-        if limit_gradient < float("inf") else []
+    # Gradients of cut layers do not come back from a call of `grad`: log-probs must do.
+    compare = limit_gradient < float("inf") and not any(map(is_cut, model.parameters()))
+    learns = [p for p in model.parameters() if p.requires_grad] if compare else []
     chosen = few(rows)
     found, ours = measured(shared, chosen, learns)
     expected, theirs = measured(plain, chosen, learns)
@@ -45,6 +47,13 @@ def difference(model: Any, shared: Answers, plain: Answers, rows: Sequence[Row]
         wrong = (f"gradients differ from the plain path by {gap:.3g} > {limit_gradient:g} of "
                  "their norm")
     return worst, gap, wrong
+
+
+def runs_in(model: Any) -> torch.dtype:
+    """What the model multiplies in here and now: its weights' dtype, or autocast's."""
+    first = next(p for p in model.parameters() if p.is_floating_point())
+    mixed = torch.is_autocast_enabled(first.device.type)
+    return torch.get_autocast_dtype(first.device.type) if mixed else first.dtype
 
 
 def few(rows: Sequence[Row]) -> list[Row]:

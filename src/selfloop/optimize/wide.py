@@ -82,6 +82,14 @@ def widened(rows: Sequence[Row], others: Sequence[Sequence[int]] | None = None, 
             for row, (a, b) in zip(rows, pairwise(ends), strict=True)]
 
 
+def likeliest(columns: Sequence[float], top: int) -> list[tuple[int, float]]:
+    """(id, log-prob) of the likeliest tokens, from what `rows.Wide` gives for one place."""
+    logps, ids = columns[1:1 + top], columns[1 + top:1 + 2 * top]
+    if logps[-1] == -float("inf"):
+        raise SelfloopError(f"top={top}: fewer tokens can be drawn at all; ask for less")
+    return [(int(i), lp) for i, lp in zip(ids, logps, strict=True)]
+
+
 def checked(policy: object, rows: Sequence[Row], found: Sequence[torch.Tensor]) -> None:
     """Raises SelfloopError where a policy leaves out what rows ask for."""
     if any(row.wide is not None and x.ndim == 1 for row, x in zip(rows, found, strict=True)):

@@ -200,14 +200,17 @@ class Together:
 
 @dataclass(frozen=True)
 class Marked:
-    """A maker over those rollouts only whose `sampling` has the entry `mark`.
+    """A maker over those rollouts only whose `sampling` has the entry `mark`, or, with `without`,
+    has it not.
 
     Together((GroupAdvantage(), Marked(Demonstrate(), "rethought"))) imitates right rethinks beside
-    reinforcing all answers (VL-Rethinker; collect.forced.Rethink marks them).
+    reinforcing all answers (VL-Rethinker; collect.forced.Rethink marks them);
+    Marked(GroupAdvantage(), "rethought", without=True) reinforces the first answers only.
     """
 
     maker: Any
     mark: str
+    without: bool = False
 
     @property
     def makes(self) -> tuple[AnySignal, ...]:
@@ -216,7 +219,8 @@ class Marked:
 
     def __call__(self, groups: Sequence[Group], key: str, **gold: Any) -> list[AnySignal]:
         """The maker's signals."""
-        marked = [_kept(g, [self.mark in r.sampling for r in g.rollouts]) for g in groups]
+        marked = [_kept(g, [(self.mark in r.sampling) != self.without for r in g.rollouts])
+                  for g in groups]
         made: list[AnySignal] = call_by_name(self.maker, groups=marked, key=key, **gold)
         return made
 

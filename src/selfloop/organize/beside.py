@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from selfloop.organize.signals import HERE
+from selfloop.organize.signals import HERE, elsewhere
 from selfloop.roles import SelfloopError, call_by_name
-from selfloop.types import AnySignal, Branch, Group
+from selfloop.types import AnySignal, Group
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,8 @@ class Beside:
 
     PAPO's `masked` beside `answer`, V-DPO's `chosen_blind` beside `chosen`, mDPO's and POVID's
     `corrupted`. The answer's tokens and their temperature stay; only the pictures differ. Signals
-    without pictures are left out: there the two branches would be one.
+    without pictures are left out, since there the two branches would be one; `keep` passes them
+    on as they are, for a mixture whose other losses read them.
     """
 
     maker: Any
@@ -25,6 +26,7 @@ class Beside:
     of: str
     op: str = "blank"
     severity: float = 1.0
+    keep: bool = False
 
     @property
     def makes(self) -> tuple[AnySignal, ...]:
@@ -33,11 +35,12 @@ class Beside:
                      for s in getattr(self.maker, "makes", ()))
 
     def __call__(self, groups: Sequence[Group], key: str, **gold: Any) -> list[AnySignal]:
-        """The maker's signals that have pictures, each with one more branch. Raises
+        """The maker's signals, those that have pictures with one more branch. Raises
         SelfloopError where a signal has no branch `of`."""
         made: list[AnySignal] = call_by_name(self.maker, groups=groups, key=key, **gold)
-        return [self._with(s, f"{key}/{i}") for i, s in enumerate(made)
-                if self.of not in s.branches or s.branches[self.of].context.media]
+        seen = [self.of not in s.branches or bool(s.branches[self.of].context.media) for s in made]
+        return [self._with(s, f"{key}/{i}") if looks else s
+                for i, (s, looks) in enumerate(zip(made, seen, strict=True)) if looks or self.keep]
 
     def _with(self, signal: AnySignal, key: str) -> AnySignal:
         if self.of not in signal.branches:
@@ -47,7 +50,5 @@ class Beside:
         seen = branch.context.seen_as(tuple(
             m.with_op(self.op, self.severity, f"{key}/{j}")
             for j, m in enumerate(branch.context.media)))
-        turns = tuple(t.detached().model_copy(update={"temperature": t.temperature})
-                      for t in branch.turns)
-        other = Branch(context=seen, turns=turns, text=branch.text)
-        return signal.model_copy(update={"branches": {**signal.branches, self.name: other}})
+        return signal.model_copy(update={
+            "branches": {**signal.branches, self.name: elsewhere(seen, branch)}})

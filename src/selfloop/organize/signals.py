@@ -44,6 +44,14 @@ def trained_on(rollout: Rollout, as_drawn: bool) -> Branch:
         turn.model_copy(update={"temperature": 1.0, "logprobs": None}) for turn in rollout.turns))
 
 
+def elsewhere(context: Context, branch: Branch) -> Branch:
+    """The branch's tokens under another context, at the temperature that they were drawn at."""
+    turns = tuple(t.detached().model_copy(update={"temperature": t.temperature})
+                  for t in branch.turns)
+    return Branch(context=context, turns=turns, text=branch.text,
+                  token_weights=branch.token_weights)
+
+
 @dataclass(frozen=True)
 class Demonstrate:
     """Imitate the rollouts that were judged right (STaR, ReST-EM; primitives L2).
@@ -207,7 +215,7 @@ class Privileged:
                 continue
             told = _told(group.sample.context, self.hint.format(answer=answer))
             made += [Distill(
-                branches={"student": Branch.drawn(r), "teacher": Branch.under(told, r)},
+                branches={"student": Branch.drawn(r), "teacher": elsewhere(told, Branch.drawn(r))},
                 sample=group.sample.id, rollouts=(r.id,), role=r.role, why="privileged answer",
             ) for r in group.rollouts]
         return made
@@ -254,7 +262,8 @@ class Views:
                 context=b.context.seen_as(tuple(
                     m.with_op(self.op, self.severity, f"{key}/{j}")
                     for j, m in enumerate(b.context.media))),
-                turns=tuple(t.detached() for t in b.turns), text=b.text)
+                turns=tuple(t.detached() for t in b.turns), text=b.text,
+                token_weights=b.token_weights)
             for name, b in signal.branches.items()
         }
         return signal.model_copy(update={"branches": branches})

@@ -83,6 +83,24 @@ class Changed:
         return found_B / weight_BT.sum(-1).clamp(min=1) if self.normalize else found_B
 
 
+@dataclass(frozen=True)
+class OwnWeights:
+    """The log-ratio under the tokens' own weights w (`Branch.token_weights`; 1 where none are).
+
+    sum_t w_t (log pi - log pi_ref), divided by sum_t w_t with `normalize`: DDPO's formula (RLHF-V,
+    arXiv 2312.00849) where the maker of the pair, and not an alignment, knows what counts.
+    """
+
+    normalize: bool = True
+    needs: frozenset[str] = field(default=frozenset({"reference"}), init=False)
+
+    def __call__(self, batch: Any, name: str) -> Any:
+        """[B]."""
+        scored = batch.branches[name]
+        found_B = ((scored.logp_BT - scored.reference_BT) * scored.share_BT).sum(-1)
+        return found_B / scored.share_BT.sum(-1).clamp(min=1e-12) if self.normalize else found_B
+
+
 def changed(mine: list[int], theirs: list[int]) -> list[int]:
     """Places of `mine` that no common block of the two sequences covers (-1 is padding)."""
     a, b = ([t for t in row if t >= 0] for row in (mine, theirs))

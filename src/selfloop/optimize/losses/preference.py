@@ -20,6 +20,7 @@ from selfloop.optimize.losses.measures import (
     LogProb,
     LogRatio,
     Measure,
+    OwnWeights,
 )
 from selfloop.optimize.losses.mix import Mix
 from selfloop.optimize.losses.sft import SFT
@@ -160,6 +161,12 @@ class MDPO:
         return {**DPO(self.beta)(batch), **image_dpo(self.beta)(batch),
                 **Anchor(self.beta, self.delta)(batch)}
 
+    def watch(self, batch: Any) -> dict[str, tuple[float, float]]:
+        """`image_accuracy`: the share of pairs whose answer fits the whole picture better; near
+        one half the preference was learnt from the texts alone."""
+        seen_B, worse_B = (batch.branches[name].ratio_B for name in ("chosen", "corrupted"))
+        return {"image_accuracy": (float((seen_B > worse_B).sum()), float(len(seen_B)))}
+
 
 # -- the papers' losses as fillings of the formula ------------------------------------------------
 
@@ -217,6 +224,11 @@ def rpo(beta: float = 0.1, alpha: float = 1.0, normalize: str = "sequence") -> M
 def ddpo(beta: float = 0.5, gamma: float = 5.0, normalize: bool = True) -> Prefer:
     """Dense DPO on corrected segments (RLHF-V, arXiv 2312.00849)."""
     return Prefer(beta, measure=Changed(gamma, normalize), term="ddpo")
+
+
+def weighed_dpo(beta: float = 0.5, normalize: bool = True) -> Prefer:
+    """DPO where every token weighs what its branch's `token_weights` say (see OwnWeights)."""
+    return Prefer(beta, measure=OwnWeights(normalize), term="weighed")
 
 
 def vision_guided(beta: float = 0.1, gamma: float = 1.5) -> Prefer:

@@ -54,8 +54,9 @@ class BradleyTerry:
 class StepBCE:
     """Binary cross-entropy of each step's value (process rewards, arXiv 2305.20050).
 
-    Reads Advantage signals: `answer` is trained at one token a step (the places of the mark; the
-    other tokens have loss_mask 0), `advantage` is the steps' labels, numbers in [0, 1].
+    Reads Advantage signals, whose `advantage` is the labels, numbers in [0, 1]: one for each
+    trained token of `answer` (the places of a mark; the other tokens have loss_mask 0), or a single
+    number, the label of the first trained token (a reply to a question about one step).
     """
 
     words: tuple[str, str] = ("yes", "no")
@@ -72,12 +73,22 @@ class StepBCE:
     def units(self, signals: Sequence[AnySignal], tokens: Mapping[str, Sequence[int]]
               ) -> dict[str, float]:
         """Weighted steps."""
-        return counts.tokens(signals, tokens["answer"], ("step",))
+        found = [n if _is_one_a_token(s) else min(n, 1)
+                 for s, n in zip(signals, tokens["answer"], strict=True)]
+        return counts.tokens(signals, found, ("step",))
 
     def __call__(self, batch: Any) -> dict[str, tuple[float, Any]]:
         """{"step": sum over steps}."""
         from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
         scored = batch.branches["answer"]
+        mask_BT = scored.mask_BT.clone()
+        for signal, mask_T in zip(batch.signals, mask_BT, strict=True):
+            if not _is_one_a_token(signal):
+                mask_T[1:] = 0
         found_BT = bce(scored.value_BT, batch.advantage_BT, reduction="none")
-        return {"step": (1.0, (found_BT * scored.mask_BT * batch.weight_B[:, None]).sum())}
+        return {"step": (1.0, (found_BT * mask_BT * batch.weight_B[:, None]).sum())}
+
+
+def _is_one_a_token(signal: Any) -> bool:
+    return isinstance(signal.advantage, tuple)

@@ -17,7 +17,8 @@ class SFT:
     `branch` names what is imitated: `target` of demonstrations, or `chosen` of pairs (the NLL
     anchor of RPO, arXiv 2404.19733). Several branches, each with a weight of its own, are a `Mix`
     of several SFT (SQ-LLaVA trains the question beside the answer). `normalize`: "token",
-    "sequence" or "sum", see counts.normalised.
+    "sequence" or "sum", see counts.normalised. A branch's `token_weights` multiply its tokens'
+    terms and are what a mean divides by; 0 masks a token out.
     """
 
     branch: str = "target"
@@ -39,12 +40,13 @@ class SFT:
     def units(self, signals: Sequence[AnySignal], tokens: Mapping[str, Sequence[int]]
               ) -> dict[str, float]:
         """Weighted trained tokens, or weights."""
-        return counts.sizes(signals, tokens, self.branch, self.normalize, ("nll",))
+        mine = {self.branch: counts.weighed(signals, tokens[self.branch], self.branch)}
+        return counts.sizes(signals, mine, self.branch, self.normalize, ("nll",))
 
     def __call__(self, batch: Any) -> dict[str, tuple[float, Any]]:
         """{"nll": weighted sum of token losses}."""
         scored = batch.branches[self.branch]
-        share_BT = counts.normalised(scored.mask_BT, self.normalize)
+        share_BT = counts.normalised(scored.share_BT, self.normalize)
         return {"nll": (1.0, -((scored.logp_BT * share_BT).sum(-1) * batch.weight_B).sum())}
 
 

@@ -30,7 +30,8 @@ class BestRight:
         right = [v for g in groups for v in g.verdicts if self._right(v)]
         if right and not any(self.by in v.parts for v in right):
             raise SelfloopError(f"BestRight(by={self.by!r}): no verdict has that part; they have "
-                                f"{sorted({p for v in right for p in v.parts}) or 'none'}")
+                                f"{sorted({p for v in right for p in v.parts}) or 'none'}; rank "
+                                "answers (verify.steps.Reranked), or see why the ranker abstains")
         return [self._best(g, f"{key}/{g.sample.id}") for g in groups]
 
     def _best(self, group: Group, key: str) -> Group:

@@ -135,7 +135,8 @@ class Described:
         text = self.prefix.replace("{description}", description.strip())
         return signal.model_copy(update={"branches": {
             name: Branch(context=_begun(b.context, text), text=b.text,
-                         turns=tuple(t.detached() for t in b.turns))
+                         turns=tuple(t.detached() for t in b.turns),
+                         token_weights=b.token_weights)
             for name, b in signal.branches.items()
         }})
 

@@ -25,7 +25,8 @@ class SelectiveReplay:
     2. the rest from the queue, P(j) proportional to |A_j|^alpha + 1e-4;
     3. this step's signals with A != 0 join the queue, which holds the last `keep` (size, if 0).
 
-    A signal with A = 0 is never made. VL-Rethinker (arXiv 2504.08837, selective sample replay;
+    A signal with A = 0 is never made. Other signals (imitation beside reinforcement) pass by as
+    they are. VL-Rethinker (arXiv 2504.08837, selective sample replay;
     the constants are those of the released code). The queue is JSON in the state; a replayed
     answer keeps the log-probs it was drawn with, so use a loss with importance ratios.
     """
@@ -48,17 +49,26 @@ class SelectiveReplay:
 
     def __call__(self, groups: Sequence[Group], state: Mapping[str, Any], key: str, **gold: Any
                  ) -> Organized:
-        """(signals, state, guidance). Raises SelfloopError for signals that are no advantages."""
+        """(signals, state, guidance). Raises SelfloopError where the wrapped organizer can make no
+        advantages."""
         inner = {k: v for k, v in state.items() if k != "replay"}
         signals, inner, guidance = self.organizer(groups, state=inner, key=key, **gold)
-        fresh = [_advantage(s) for s in signals]
-        fresh = [s for s in fresh if strength(s) > 0]
+        beside = [s for s in signals if not isinstance(s, Advantage)]
+        self._check(beside)
+        fresh = [s for s in signals if isinstance(s, Advantage) and strength(s) > 0]
         size = self.size or sum(1 for g in groups for _ in g.scored()) // 2
         queue = [Advantage.from_json(line) for line in state.get("replay", ())]
         drawn = self._draw(fresh, min(size, len(fresh)), 0.0, f"{key}/fresh")
         drawn += self._draw(queue, size - len(drawn), 1e-4, f"{key}/replay")
         queue = (queue + fresh)[-(self.keep or max(size, 1)):]
-        return [*drawn], {**inner, "replay": [s.to_json() for s in queue]}, guidance
+        return [*drawn, *beside], {**inner, "replay": [s.to_json() for s in queue]}, guidance
+
+    def _check(self, beside: Sequence[AnySignal]) -> None:
+        if beside and not any(isinstance(s, Advantage) for s in self.makes):
+            raise SelfloopError(
+                f"SelectiveReplay: got a {type(beside[0]).__name__} of sample {beside[0].sample}, "
+                "and no advantages; wrap an organizer whose maker is GroupAdvantage or another "
+                "that makes advantages")
 
     def _draw(self, pool: Sequence[Advantage], n: int, floor: float, key: str
               ) -> list[Advantage]:
@@ -74,11 +84,3 @@ def strength(signal: Advantage) -> float:
     """|A|; of an advantage per token, the mean of the absolute values."""
     each = signal.advantage if isinstance(signal.advantage, tuple) else (signal.advantage,)
     return sum(map(abs, each)) / len(each) if each else 0.0
-
-
-def _advantage(signal: AnySignal) -> Advantage:
-    if not isinstance(signal, Advantage):
-        raise SelfloopError(f"SelectiveReplay: got a {type(signal).__name__} of sample "
-                            f"{signal.sample}; wrap an organizer whose maker is GroupAdvantage or "
-                            "another that makes advantages")
-    return signal

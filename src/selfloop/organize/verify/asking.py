@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
+from typing import Any
 
-from selfloop.roles import Generate, Sampling
+from selfloop.roles import Generate, Sampling, SelfloopError
 from selfloop.types import Context, Media, Message, Part, Rollout, digest
 
 LONGEST = 8000
 """Characters of a quoted text that a judge is shown; a longer one is cut, and that is said."""
+
+
+class BrokenReply(SelfloopError):
+    """Raised by an engine that was told a JSON Schema, for a reply that does not fit it."""
 
 
 def code(key: str) -> str:
@@ -46,3 +52,22 @@ def yes_or_no(text: str) -> bool | None:
     words = re.findall(r"[a-z]+", text.lower())
     said = {"yes", "no"} & set(words)
     return words[0] == "yes" if words and words[0] in said and len(said) == 1 else None
+
+
+def object_in(reply: str) -> dict[str, Any] | None:
+    """The JSON object that a reply is, whole; None for any other text, for one that is very long,
+    and for an object that says one thing twice."""
+    text = reply.strip()
+    if not text.startswith("{") or len(text) > 8 * LONGEST:
+        return None
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len({name for name, _ in pairs}) < len(pairs):
+            raise ValueError("a name stands twice")
+        return dict(pairs)
+
+    try:
+        found = json.loads(text, object_pairs_hook=once)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
