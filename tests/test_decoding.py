@@ -401,6 +401,26 @@ def test_a_sentence_tree_by_diverse_beams_on_a_real_engine(tmp_path: Path) -> No
     assert all(r.sampling["path"] for r in group.rollouts)
 
 
+def test_a_tree_drops_what_the_tokenizer_does_not_give_back() -> None:
+    """The seed's tokenizer knows few words: joined pieces of two are an unknown token."""
+    from selfloop.collect.unsayable import Unsayable
+    from selfloop.config import SEED
+    from selfloop.roles import Request
+
+    found = HFEngine(str(SEED), device="cpu")
+    found.bind(open_picture)
+    context = asked(1)
+    how = Sampling(temperature=0.0, max_new_tokens=3)
+    good, bad, plain = found.attempt([
+        Request(context=context, key="k", sampling=replace(how, prefix=prefix))
+        for prefix in ("4", "unheard of", "")], 0)
+    assert isinstance(bad, Unsayable) and "unheard of" in str(bad) and "\n" not in str(bad)
+    alone = found.generate([Request(context=context, key="k", sampling=how)], 0)
+    assert [plain] == alone and good[0].mask[0] == 0
+    with pytest.raises(Unsayable):
+        found.generate([Request(context=context, key="k", sampling=replace(how, prefix="Ω"))], 0)
+
+
 # -- whole loops ----------------------------------------------------------------------------------
 
 

@@ -139,6 +139,16 @@ def test_broken_output_is_an_abstention_and_no_failure(verifier: Any) -> None:
     assert all(v.score is None and not v.error for v in judged.verdicts)
 
 
+def test_a_server_that_breaks_the_schema_is_an_abstention() -> None:
+    with scripted(held) as (url, _):
+        engines = {"judge": OpenAIEngine("m", url, json_schema=POINTS_SCHEMA)}
+        (judged,) = judge(PointwiseJudge(), [group("a cat", "cut short")],
+                          Doors(engines, 0, "s")).groups  # type: ignore[arg-type]
+    good, broken = judged.verdicts
+    assert good.score == 0.9 and broken.score is None and not broken.error
+    assert "json_schema" in broken.rationale
+
+
 # -- run.yaml -------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize(("name", "schema"), [

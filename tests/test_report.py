@@ -215,12 +215,24 @@ def test_picture_that_is_gone_leaves_its_reason(plain, tmp_path):
 
 
 def test_stopped_before_anything_was_decided(tmp_path):
-    loop = replace(toyland.loops()["mixture"], gate=None)
-    run(loop, toyland.samples(tmp_path / "data", 4), ToyEngine(("yes", "no"), seed=1),
-        tmp_path / "run", library=Library(tmp_path / "run" / "images"), budget=-1.0)
+    loop = replace(toyland.loops()["mixture"], gate=None, steps=2)
+
+    def go(budget=None, watch=None):
+        run(loop, toyland.samples(tmp_path / "data", 4), ToyEngine(("yes", "no"), seed=1),
+            tmp_path / "run", library=Library(tmp_path / "run" / "images"), budget=budget,
+            watch=watch)
+
+    def interrupted(event, facts):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        go(watch=interrupted)
     words = Page(write_report(tmp_path / "run").read_text()).words
-    assert "has not decided anything yet" in words and "the budget of -1 s is spent" in words
-    assert "No step has been collected" in words and "no dev answers" in words.lower()
+    assert "No step has been collected" in words
+    go(budget=1e-9)
+    words = Page(write_report(tmp_path / "run").read_text()).words
+    assert "has not decided anything yet" in words and "the budget of 1e-09 s is spent" in words
+    assert "No step has been collected" not in words and "no dev answers" in words.lower()
     assert describe_run(tmp_path / "run")["iterations"] == []
 
 

@@ -169,8 +169,8 @@ def stages(n: Counts, shape: Shape | None, machine: Machine | None,
            expected: Mapping[str, float], memory: Mapping[str, float]) -> tuple[Stage, ...]:
     """Collect, verify, learn, evaluate, the vision tower's share of each apart, and the total.
 
-    `expected` is empty for another machine than the one that was probed. The judge's rules cost
-    no FLOPs; what a judge asks of a model is not counted.
+    `expected` is empty for another machine than the one that was probed. Rules cost no
+    FLOPs; what a judge asks of a model is counted in judging_costs.py.
     """
     count = tokens(n)
     held = sum(memory.get(k, 0.0) for k in ("weights", "seed copy", "optimizer"))

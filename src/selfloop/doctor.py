@@ -28,7 +28,7 @@ PACKAGES: dict[str, tuple[bool, str, str]] = {
                     "pip install torchvision of the same build as torch"),
     "vllm": (False, "fast generation on GPUs", "pip install vllm (Linux with a GPU)"),
     "ray": (False, "several machines", "pip install ray"),
-    "bitsandbytes": (False, "4-bit and 8-bit weights", "pip install bitsandbytes (with a GPU)"),
+    "bitsandbytes": (False, "4-bit weights", "pip install 'selfloop[qlora]' (with a GPU)"),
 }
 """Distribution -> (required, what it is used for, how to get it)."""
 

@@ -191,7 +191,8 @@ class Loop:
 
 def _described(value: object) -> object:
     if is_dataclass(value) and not isinstance(value, type):
-        own = {f.name: _described(getattr(value, f.name)) for f in fields(value) if f.init}
+        own = {f.name: _described(getattr(value, f.name)) for f in fields(value)
+               if f.init and f.metadata.get("described", True)}
         return {"is": source_hash(value), **own}
     if isinstance(value, Mapping):
         return {str(k): _described(v) for k, v in value.items()}

@@ -11,7 +11,7 @@ log-probabilities into a number. Components name what they need and get only tha
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -127,7 +127,7 @@ class Optim:
     publish: str = "current"
     """current, or ema: which weights a published version is: drawn from, evaluated, and saved as
     best. Learning always goes on from the current ones."""
-    diverged: float | None = 100.0
+    diverged: float | None = field(default=100.0, metadata={"described": False})
     """Stop before an update whose loss or gradient norm is more than so many times its running
     band (optimize/divergence.py has the exact rule); None = never."""
 

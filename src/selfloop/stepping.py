@@ -227,9 +227,13 @@ def optimize(run: Run, step: int) -> dict[str, Any]:
             if run.watch is not None:
                 run.watch("update", {"step": step, "role": role, "done": done, "of": of})
 
-        learned[role] = learning.learn(engine, signals, how.loss,
-                                       adjusted(how.optim, adjustment),
-                                       f"{run.loop.seed}/{step}/learn/{role}", progress)
+        try:
+            learned[role] = learning.learn(engine, signals, how.loss,
+                                           adjusted(how.optim, adjustment),
+                                           f"{run.loop.seed}/{step}/learn/{role}", progress)
+        except SelfloopError as error:  # an update that must not be made, say
+            run.tell("stopped", why=str(error), step=step, resumable=True)
+            raise
     for _, engine in run._named():
         engine.publish(step + 1, run.loop.max_staleness)
     put_json(run.folder.step(step) / "learned.json", learned)

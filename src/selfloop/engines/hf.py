@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from selfloop.engines import hf_adapters, hf_roles, hf_save, hf_size, tokens
+from selfloop.engines.attempting import Attempting, sayable
 from selfloop.engines.feature_store import FeatureStore
 from selfloop.engines.hf_decode import Job, Sampler
 from selfloop.engines.hf_features import Features
@@ -36,7 +37,7 @@ from selfloop.types import Branch, Context, Media, Turn
 __all__ = ["FeatureStore", "HFEngine", "LoRA"]
 
 
-class HFEngine(Learner):
+class HFEngine(Attempting, Learner):
     """A local model folder (or hub id) that draws, scores and learns.
 
     `dtype`: float32, bfloat16, float16 or auto (as saved). `compute`: bfloat16 for mixed precision
@@ -118,15 +119,12 @@ class HFEngine(Learner):
 
     def encode(self, text: str) -> tuple[int, ...]:
         """An answer's ids with the chat template's end of turn. Refuses placeholders in it."""
-        return self._allowed(text, self.prompts.chat.encode(text))
+        return sayable(text, self.prompts.chat.encode(text), self.never, self.prompts.chat)
 
-    def _allowed(self, text: str, ids: tuple[int, ...]) -> tuple[int, ...]:
-        bad = next((t for t in ids if t in self.never), None)
-        if bad is not None:
-            name = self.processor.tokenizer.convert_ids_to_tokens(bad)
-            raise SelfloopError(f"the answer {text[:60]!r} contains {name}, which an assistant "
-                                f"cannot write ({self.never[bad]}): remove it from the text")
-        return ids
+    def forced(self, prefix: str) -> tuple[int, ...]:
+        """Ids of the text that an answer begins with. Raises Unsayable."""
+        ids = self.prompts.chat.encode(prefix, closed=False) if prefix else ()
+        return sayable(prefix, ids, self.never, self.prompts.chat)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Drawn tokens as text, without special tokens."""
@@ -152,9 +150,7 @@ class HFEngine(Learner):
     def _job(self, request: Request) -> Job:
         prompt, media = self.prompts.extend(request.context, request.history) \
             if request.history else self.prompts.render(request.context)
-        prefix = request.sampling.prefix
-        forced = self._allowed(prefix, self.prompts.chat.encode(prefix, closed=False)) \
-            if prefix else ()
+        forced = self.forced(request.sampling.prefix)
         length = len(prompt) + len(forced)
         self.prompts.check_length(length, len(media))
         if request.sampling.hidden and self.cannot_hide:

@@ -27,6 +27,7 @@ from selfloop.engines.openai_messages import (
     with_pictures,
 )
 from selfloop.engines.recording import Account, Prices, Records
+from selfloop.organize.verify.asking import BrokenReply
 from selfloop.roles import Request, SelfloopError
 from selfloop.types import Media, Turn, digest
 
@@ -204,8 +205,8 @@ class OpenAIEngine(OnlyAnswers):
                     parsed(reply.text, self.schema)
                 except ValueError as error:
                     cut = ", cut off at max_new_tokens" if reply.finish_reason == "length" else ""
-                    return SelfloopError(f"{self.name}: the answer is not what json_schema asks "
-                                         f"for: {error}{cut}")
+                    return BrokenReply(f"{self.name}: the answer is not what json_schema asks "
+                                       f"for: {error}{cut}")
             found.append(turn(reply, ask.request.context.media, ask.request.sampling.temperature))
         return found
 

@@ -21,7 +21,7 @@ from selfloop.roles import SelfloopError
 
 __all__ = ["Processes", "follow", "follows", "launched"]
 
-TOGETHER = ("generate", "logprobs", "forward_backward", "optim_step", "reset_optimizer",
+TOGETHER = ("generate", "attempt", "logprobs", "forward_backward", "optim_step", "reset_optimizer",
             "publish", "restart", "load_state")
 """Calls that every process makes. Everything else is the leader's alone."""
 _keys = count(1)

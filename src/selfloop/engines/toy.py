@@ -241,8 +241,9 @@ class ToyEngine:
     def save(self, folder: Path) -> None:
         """The table as JSON: the toy is nobody's pretrained model."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "toy.json").write_text(json.dumps(
-            {"words": self.words, "table": self.table.tolist()}))
+        with self.at_version(self.version):  # what is published, averaged weights among them
+            (folder / "toy.json").write_text(json.dumps(
+                {"words": self.words, "table": self.table.tolist()}))
 
     def flops(self, forward_tokens: int, trained_tokens: int) -> float:
         """2V a token read, 6V a token trained."""

@@ -112,10 +112,11 @@ def steps(found: Findings) -> list[dict[str, Any]]:
     for role in roles:
         names = list(dict.fromkeys(n for step in found.learned for n in step.get(role, {})))
         own = f"{role}: " if len(roles) > 1 else ""
-        terms = [n for n in names if n not in ("grad_norm", "updates") and "tokens_" not in n]
-        charts += [(f"{own}{'gradient norm' if n == 'grad_norm' else n}", [
+        norms = [n for n in names if n.startswith("grad_norm")]
+        terms = [n for n in names if n not in (*norms, "updates") and "tokens_" not in n]
+        charts += [(own + n.replace("grad_norm", "gradient norm").replace("norm_", "norm, "), [
             step.get(role, {}).get(n) for step in found.learned], False)
-            for n in (*terms[:8], *(["grad_norm"] if "grad_norm" in names else []))]
+            for n in (*terms[:8], *norms)]
     for name, said in (("zero_variance", "questions with equal verdicts"),
                        ("mean_score", "mean score"), ("truncated", "answers cut off")):
         values = [m["monitors"].get(name) for m in found.manifests]
