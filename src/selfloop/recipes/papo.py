@@ -1,12 +1,13 @@
 """GRPO that pays for looking: answers shall depend on the picture.
 
 PAPO: Wang et al., arXiv 2507.06448; constants of the paper's 3B runs and the released code.
-**Same**: GRPO (groups of 5, KL .01 to the seed, LR 1e-6); every answer is scored once more with
+**Same**: GRPO (KL .01 to the seed, LR 1e-6); every answer is scored once more with
 patches of the picture black (14 px, each with probability `masked`, .6); the k3 divergence of both
 passes is raised by `gamma`; both entropies are lowered by `entropy` (.03), or raising it collapses
 the model; options: `fade` (gamma falls to 0 between two updates), `cap`, `wrong`.
 **Differs**: mean over all tokens; masks are drawn on pixels before the processor, patches smaller
-for small pictures; gamma's fade is linear; no mask over tokens; text-only problems get GRPO alone.
+for small pictures; fade is linear; no mask over tokens; text-only problems get GRPO alone; groups
+of 5 are our reading, not checked.
 """
 from selfloop.collect.independent import Independent
 from selfloop.loop import Evaluation, Learn, Loop
