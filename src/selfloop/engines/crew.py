@@ -32,6 +32,8 @@ from selfloop.roles import SelfloopError
 
 WRITES = ("save_state", "save", "save_merged")
 """Calls that write files, for which every process gives its pieces of cut layers."""
+_SETTLE = 0.1
+"""Seconds."""
 
 
 @dataclass
@@ -218,6 +220,9 @@ def leave() -> None:
     """Ends what this process has to do with the others."""
     from accelerate import PartialState
 
+    # A call of gloo returns before its thread has let go of the tensors, for which that needs the
+    # interpreter: one that is being taken down by then aborts the process.
+    time.sleep(_SETTLE)
     with suppress(Exception):
         dist.destroy_process_group()
     PartialState._reset_state()

@@ -183,8 +183,17 @@ def whole(tensor: Any) -> Any:
     processes call this together."""
     if not is_cut(tensor):
         return tensor
-    full = tensor.full_tensor()
-    return full if tensor.device_mesh.get_local_rank() == 0 else None
+    # Plain calls, which end before they return: `full_tensor` goes through asynchronous ones, under
+    # which a thread of gloo has crashed.
+    mesh, mine = tensor.device_mesh, tensor.to_local().detach()
+    rows = -(-len(tensor) // mesh.size())  # of a piece, as FSDP2 cuts them; the last have fewer
+    padded = mine.new_zeros(rows, *tensor.shape[1:])
+    padded[:len(mine)] = mine
+    leads = mesh.get_local_rank() == 0
+    full = padded.new_empty(rows * mesh.size(), *tensor.shape[1:]) if leads else None
+    dist.gather(padded, list(full.chunk(mesh.size())) if full is not None else None,
+                group=mesh.get_group(), group_dst=0)
+    return None if full is None else full[:len(tensor)]
 
 
 def like(tensor: torch.Tensor, parameter: Any) -> Any:
