@@ -28,6 +28,7 @@ from selfloop.optimize.fork import (
 from selfloop.optimize.kernels import kernel_for
 from selfloop.optimize.positions import Positions, joined, positions, spread, watched
 from selfloop.optimize.score import Reader
+from selfloop.optimize.sharding import is_cut
 from selfloop.types import Media
 
 _ROOM = 8
@@ -174,7 +175,9 @@ class Forked:
         self.model = model
         self.text = self.model.config.get_text_config(decoder=True)
         self.alone = stateful(self.text)
-        device = next(model.parameters()).device
+        # Nothing of a step outlives the draw, except layers that were gathered from others for it.
+        self.light = not any(is_cut(p) for p in model.parameters())
+        self.device = device = next(model.parameters()).device
         alike: dict[Hashable, dict[Hashable, list[int]]] = {}
         for n, job in enumerate(jobs):
             shape = (len(job.ids), reader.signature(job.media))
@@ -202,33 +205,41 @@ class Forked:
         whole, owner_N = joined(numbered), torch.tensor(owner, device=device)
         self.dimensions = whole.dimensions
         self.start_N = self.decoding.fork.start_T + whole.offset_C[owner_N]
-        # Rows lie by prompt inside; outside they keep the order in which they were asked for.
-        self.order_N = torch.tensor(order, device=device)
         self.blinds = [jobs[n].blind for n in order]
-        self.logits_NV = torch.cat(logits)[owner_N][self.order_N.argsort()]
+        self._lie(order)
+        self.logits_NV = self._outside(torch.cat(logits)[owner_N])
 
     def select(self, keep_M: torch.Tensor) -> None:
         """Only these rows (as asked for) go on."""
-        renumbered = torch.full((len(self.order_N),), -1, device=keep_M.device)
-        renumbered[keep_M] = torch.arange(len(keep_M), device=keep_M.device)
-        inside_N = renumbered[self.order_N]
-        stay_M = (inside_N >= 0).nonzero()[:, 0]
-        self.order_N, self.start_N = inside_N[stay_M], self.start_N[stay_M]
-        stay = stay_M.tolist()
-        self.blinds = [self.blinds[n] for n in stay]
+        renumbered = {n: i for i, n in enumerate(keep_M.tolist())}
+        stay = [place for place, n in enumerate(self.order) if n in renumbered]
+        self._lie([renumbered[self.order[place]] for place in stay])
+        self.start_N = self.start_N[torch.tensor(stay, device=keep_M.device)]
+        self.blinds = [self.blinds[place] for place in stay]
         self.decoding.select(stay)
 
     def advance(self, step: int, token_N: torch.Tensor) -> None:
         """Run each row's `step`-th token."""
         fork = self.decoding.fork
         fork.step = step
-        ids_N, place_N = token_N[self.order_N], self.start_N + step
+        ids_N = token_N if self.order_N is None else token_N[self.order_N]
+        place_N = self.start_N + step
         ids, place = (ids_N[:, None], place_N[:, None]) if self.alone \
             else (ids_N[None], place_N[None])
-        with answering(self.model, fork), hiding(self.model, self.blinds, fork.longest):
+        mode = torch.inference_mode() if self.light else torch.no_grad()
+        with mode, answering(self.model, fork), hiding(self.model, self.blinds, fork.longest):
             out = self.model(input_ids=ids, position_ids=spread(place, self.dimensions),
                              past_key_values=self.decoding.cache, use_cache=True)
-        self.logits_NV = out.logits.flatten(0, 1)[self.order_N.argsort()]
+        self.logits_NV = self._outside(out.logits.flatten(0, 1))
+
+    def _lie(self, order: list[int]) -> None:
+        """Rows lie by prompt inside; outside they keep the order in which they were asked for."""
+        self.order, alike = order, order == sorted(order)
+        self.order_N = None if alike else torch.tensor(order, device=self.device)
+        self.back_N = None if self.order_N is None else self.order_N.argsort()
+
+    def _outside(self, found_NV: torch.Tensor) -> torch.Tensor:
+        return found_NV if self.back_N is None else found_NV[self.back_N]
 
 
 class Copied:

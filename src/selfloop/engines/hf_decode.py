@@ -166,11 +166,12 @@ class Sampler:
         apart = _places(batch, device) if job.sampling.diversity else None
         text = _Text(self, len(batch), job, state.logits_NV)
         rows_N = torch.arange(len(batch), device=device)
+        left = len(batch)
         for step in range(job.steps):
-            given = state.logits_NV, uniform_NR[rows_N, step], job.sampling, self.banned_V
+            given = state.logits_NV, uniform_NR[:, step], job.sampling, self.banned_V
             token_N, logp_N = pick(*given) if apart is None else pick_apart(
                 *given, apart[rows_N], text.open_N[rows_N])
-            open_N = text.write(step, rows_N, token_N, logp_N)
+            open_N = text.write(step, rows_N, token_N, logp_N, left == len(rows_N))
             left = int(open_N.sum())
             if step + 1 == job.steps or not left:
                 break
@@ -179,6 +180,7 @@ class Sampler:
                 keep_M = open_N.nonzero()[:, 0]
                 state.select(keep_M)
                 rows_N, token_N = rows_N[keep_M], token_N[keep_M]
+                uniform_NR = uniform_NR[keep_M]
             state.advance(step, token_N)
         return text.drawn()
 
@@ -239,15 +241,18 @@ class _Text:
         self.length_N = torch.zeros(rows, dtype=torch.long, device=device)
         self.open_N = torch.ones(rows, dtype=torch.bool, device=device)
 
-    def write(self, step: int, rows_M: Any, token_M: Any, logp_M: Any) -> Any:
+    def write(self, step: int, rows_M: Any, token_M: Any, logp_M: Any, all_open: bool) -> Any:
         """Append to those of rows_M that are open; returns which of them still are."""
-        was_M = self.open_N[rows_M]
-        mine = rows_M[was_M]
-        self.token_NR[mine, step] = token_M[was_M]
-        self.logp_NR[mine, step] = logp_M[was_M]
-        self.length_N[mine] = step + 1
-        self.open_N[rows_M] = was_M & ~torch.isin(token_M, self.ends)
-        for row in mine.tolist() if self.stop else ():
+        if not all_open:
+            was_M = self.open_N[rows_M]
+            rows, token, logp = rows_M[was_M], token_M[was_M], logp_M[was_M]
+        else:
+            rows, token, logp = rows_M, token_M, logp_M
+        self.token_NR[rows, step] = token
+        self.logp_NR[rows, step] = logp
+        self.length_N[rows] = step + 1
+        self.open_N[rows] = ~torch.isin(token, self.ends)
+        for row in rows.tolist() if self.stop else ():
             if self.open_N[row] and self._stopped(row, step + 1):
                 self.open_N[row] = False
         return self.open_N[rows_M]

@@ -21,6 +21,7 @@ from selfloop.engines.hf_adapters import (
     language_linears,
     need_four_bits,
 )
+from selfloop.engines.hf_patches import as_products
 from selfloop.optimize.parts import freeze_parts, frozen_parts, part_of
 from selfloop.roles import SelfloopError
 
@@ -88,6 +89,7 @@ def load(model: str | Path, *, lora: LoRA | None = None, dtype: str = "float32",
         device = "cuda" if torch.cuda.is_available() else "cpu"
     net = _load_model(folder, dtype, device, bits=lora.bits if lora else None)
     freeze_parts(net, frozen)
+    as_products(net)
     return Loaded(net, processor, folder, None if lora is None else adapted(net, lora))
 
 

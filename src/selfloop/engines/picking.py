@@ -19,7 +19,9 @@ def pick(logits_NV: torch.Tensor, uniform_N: torch.Tensor, sampling: Sampling,
     if sampling.temperature == 0:
         token_N = wide_NV.argmax(-1)
         return token_N, wide_NV.gather(1, token_N[:, None])[:, 0] - torch.logsumexp(wide_NV, -1)
-    logp_NV = torch.log_softmax(wide_NV / sampling.temperature, -1)
+    if sampling.temperature != 1:
+        wide_NV = wide_NV / sampling.temperature
+    logp_NV = torch.log_softmax(wide_NV, -1)
     p_NV = filtered(logp_NV.double().exp(), sampling)
     cdf_NV = p_NV.cumsum(-1)
     total_N1 = cdf_NV[:, -1:]

@@ -46,9 +46,9 @@ def attention(module: Any, query: Any, key: Any, value: Any, attention_mask: Any
     query, key = query.to(value.dtype), key.to(value.dtype)
     scale = float(scaling if scaling is not None else query.shape[-1] ** -0.5)
     alone = query.shape[0] > 1  # answers as rows of a batch, or all in one row
-    flat_THD, k_TKD, v_TKD = (
-        fork.own.unpad(x.transpose(1, 2)) if alone else x[0].transpose(0, 1)
-        for x in (query, key, value))
+    flat = (query, key, value)
+    flat_THD, k_TKD, v_TKD = [fork.own.unpad(x.transpose(1, 2)) for x in flat] if alone \
+        else [x[0].transpose(0, 1) for x in flat]
     if hasattr(lender, "attend"):  # decoding brings its own
         out_THD = lender.attend(flat_THD, k_TKD, v_TKD, fork, scale, attention_mask, softcap)
     else:
@@ -126,6 +126,8 @@ def _unrows(x_NHMD: Any, padding: Padding) -> Any:
 
 def _stretches(fork: Fork, x_T: Any) -> list[Any]:
     """Each block's tokens."""
+    if len(fork.blocks) == 1:
+        return [x_T]
     return list(torch.split(x_T, [sum(block.counts) for block in fork.blocks]))
 
 
@@ -227,7 +229,7 @@ def far(q_THD: Any, fork: Fork, lent: Any, scale: float, seen_T: Any = None,
             out, lse = part(q_CKQD, key[:, :, first:], value[:, :, first:], scale, see, softcap)
         outs.append(padding.unpad(unfold(out, padding.most)))
         lses.append(padding.unpad(unfold(lse[..., None], padding.most))[..., 0])
-    return torch.cat(outs), torch.cat(lses)
+    return (outs[0], lses[0]) if len(outs) == 1 else (torch.cat(outs), torch.cat(lses))
 
 
 def part(q_NHQD: Any, k_NHPD: Any, v_NHPD: Any, scale: float, visible: Any,
