@@ -1,4 +1,4 @@
-"""Patch embeddings that run as one product give what their convolution gives, and stay themselves."""
+"""Patch embeddings run as one product: what the convolution gives, under the same names."""
 
 from __future__ import annotations
 
