@@ -32,6 +32,7 @@ from families.table import written
 from selfloop.optimize.fork import Fork
 from selfloop.optimize.prefix import Shared
 from selfloop.optimize.score import Plain
+from selfloop.optimize.together import Together
 
 torch.set_num_threads(1)
 
@@ -42,6 +43,13 @@ EXPECTED_PLAIN = {
 }
 """Families that are not shared today, and what the reason says. All others must be shared; a
 family that becomes shared fails here too, until it is taken out."""
+TWO_PASSES = {
+    "a mask of another kind than causality": {
+        "gemma3", "paligemma", "llama4", "aya_vision", "cohere2_vision", "gemma4",
+        "gemma4_unified"},
+    "answers keep a state": {"qwen3_5", "qwen3_5_moe", "lfm2_vl", "lfm3_vl"},
+}
+"""Families whose one prompt cannot run in one pass with its answers, by what is in the way."""
 LOGP = {torch.float32: 1e-5, torch.float64: 1e-10}
 """Largest difference of a log-prob or entropy, in nats."""
 GRADIENT = {torch.float32: 1e-4, torch.float64: 1e-6}
@@ -110,6 +118,33 @@ def roll(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_shared_equals_plain(name: str, dtype: torch.dtype) -> None:
     hold(name, dtype)
+
+
+@pytest.mark.parametrize("name", sorted(set(FAMILIES) - set(EXPECTED_PLAIN)))
+@pytest.mark.parametrize("again", [False, True], ids=["", "checkpointed"])
+def test_one_prompt_in_one_pass_equals_plain(name: str, again: bool) -> None:
+    family = FAMILIES[name](torch.float64)
+    expected = next((why for why, names in TWO_PASSES.items() if name in names), "")
+    with ExitStack() as stack:
+        stack.enter_context(exactly(torch.float64))
+        if again:
+            stack.enter_context(checkpointed(family.model))
+        for rows in (family.rows((1, 2), 5, (1, 7, 3, 5)), family.rows((), 9, (4, 8))):
+            found = measure(family, rows)
+            assert found.path.together.open == (not expected)
+            assert expected in found.path.together.why_not
+            assert found.logp < LOGP[torch.float64]
+            assert found.gradient < GRADIENT[torch.float64], found.worst
+
+
+def test_a_pass_that_is_wrong_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers that count from zero: two passes are found right, one pass is not."""
+    monkeypatch.setattr(Together, "offset_T", property(
+        lambda fork: torch.zeros(fork.tokens, dtype=torch.long)))
+    family = FAMILIES["qwen2_5_vl"](torch.float32)
+    found = measure(family, family.rows((1,), 5, (7, 6)))
+    assert not found.path.why_not and "differ from the plain" in found.path.together.why_not
+    assert found.logp < LOGP[torch.float32]
 
 
 @every_family

@@ -20,6 +20,7 @@ from selfloop.optimize.head import CHUNK, token_logps
 from selfloop.optimize.prefix import Shared
 from selfloop.optimize.rows import Row
 from selfloop.optimize.score import Plain
+from selfloop.optimize.together import WORTH
 from selfloop.roles import Request, Sampling
 from selfloop.types import Branch
 
@@ -459,11 +460,13 @@ def test_checkpointing_as_the_very_first_use(engine: HFEngine, monkeypatch: pyte
 
 
 def test_little_to_share_goes_the_plain_way(engine: HFEngine) -> None:
-    """Answers take a second pass through the layers: it must pay."""
+    """Answers may take a second pass through the layers: it must pay."""
     rows = rows_for(engine, 1, 2)
     prompt = rows[0].prompt
-    for worth, shared in ((prompt, False), (prompt - 1, True)):
+    for worth, one_pass, shared in ((prompt, "no", False), (prompt - 1, "no", True),
+                                    (prompt, "", prompt > WORTH)):
         scorer = Shared(engine.model, engine.prompts, engine.banned_V, 10000, worth=worth)
+        scorer.together.why_not = one_pass
         with torch.no_grad():
             scorer(rows)
         assert scorer.checked == shared and not scorer.why_not

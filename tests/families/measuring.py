@@ -50,6 +50,7 @@ class Measured:
     plain: Found
     ratio: float
     """Tokens of the plain path over tokens of the shared one."""
+    path: Shared
 
 
 def groups(family: Family) -> list[Row]:
@@ -79,7 +80,7 @@ def measure(family: Family, rows: Sequence[Row], budget: int = BUDGET) -> Measur
         shared = run(path, family.model, rows)
     gradient, worst = apart(shared.gradients, plain.gradients)
     return Measured(path.why_not, distance(shared, plain), gradient, worst, shared, plain,
-                    path.plain.cost(rows) / path.cost(rows))
+                    path.plain.cost(rows) / path.cost(rows), path)
 
 
 def distance(ours: Found, theirs: Found) -> float:

@@ -221,10 +221,16 @@ class HFEngine(Attempting, Learner):
 
     def trainable(self) -> dict[str, torch.Tensor]:
         """Name -> parameter that learns, in the model's own order (of adapters: this one's)."""
-        if self.loaded.peft is not None:
-            hf_adapters.wear(self.loaded.peft, self.loaded.adapter)
+        if self.loaded.peft is None:
+            return dict(self._learns)
+        hf_adapters.wear(self.loaded.peft, self.loaded.adapter)
         return {hf_adapters.plain(n, self.loaded.adapter): p
                 for n, p in self.model.named_parameters() if p.requires_grad}
+
+    @cached_property
+    def _learns(self) -> dict[str, torch.Tensor]:
+        """Without adapters this never changes, and is asked for several times an update."""
+        return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
 
     @cached_property
     def parts(self) -> dict[str, str]:
@@ -262,7 +268,8 @@ class HFEngine(Attempting, Learner):
             part.why_not = part.why_not or str(found.get("off", {}).get(name, ""))
 
     def _fast(self) -> list[tuple[str, Any]]:
-        return [("training", self.scorer), ("sampling", self.sampler),
+        return [("training", self.scorer), ("training in one pass", self.scorer.together),
+                ("sampling", self.sampler),
                 ("guided sampling", self.sampler.guided), ("features", self.features)]
 
     def save_merged(self, folder: Path) -> None:

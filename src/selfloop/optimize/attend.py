@@ -34,8 +34,8 @@ def attention(module: Any, query: Any, key: Any, value: Any, attention_mask: Any
               ) -> tuple[torch.Tensor, None]:
     """The function that transformers calls: query [B, H, Q, D] -> [B, Q, H, D]."""
     fork = FORK.get()
-    lender = getattr(key, "lent_by", None)
-    if fork is None or lender is None:
+    lender: Any = getattr(key, "lent_by", None)
+    if fork is None or (lender is None and not fork.inside):
         raise NotImplementedError("this layer's keys did not pass the cache unchanged")
     refused = [name for name in ("s_aux", "sinks", "position_bias") if more.get(name) is not None]
     if refused:
@@ -45,6 +45,8 @@ def attention(module: Any, query: Any, key: Any, value: Any, attention_mask: Any
     # Under autocast these were rotated in float32, and values projected in a narrow type.
     query, key = query.to(value.dtype), key.to(value.dtype)
     scale = float(scaling if scaling is not None else query.shape[-1] ** -0.5)
+    if fork.inside:
+        return _whole(query, key, value, fork, scale, attention_mask, softcap), None
     alone = query.shape[0] > 1  # answers as rows of a batch, or all in one row
     flat = (query, key, value)
     flat_THD, k_TKD, v_TKD = [fork.own.unpad(x.transpose(1, 2)) for x in flat] if alone \
@@ -57,6 +59,23 @@ def attention(module: Any, query: Any, key: Any, value: Any, attention_mask: Any
     return fork.own.pad(out_THD) if alone else out_THD[None], None
 
 
+def _whole(query: Any, key: Any, value: Any, fork: Fork, scale: float, mask: Any,
+           softcap: float | None) -> torch.Tensor:
+    """[1, P + T, H, D]: one prompt's attention to itself, and its answers' to it and themselves."""
+    if query.shape[0] > 1 or mask is not None or softcap:
+        raise NotImplementedError("not causality alone")
+    p = fork.longest
+    if query.shape[2] != p + fork.tokens:
+        raise NotImplementedError("a layer that does not see the prompt and its answers in a row")
+    first = torch.nn.functional.scaled_dot_product_attention(
+        query[:, :, :p], key[:, :, :p], value[:, :, :p], is_causal=True, scale=scale,
+        enable_gqa=query.shape[1] != key.shape[1])
+    q_THD, k_TKD, v_TKD = (x[0, :, p:].transpose(0, 1) for x in (query, key, value))
+    rest_THD = attend(q_THD, k_TKD, v_TKD, fork, [(key[:, :, :p], value[:, :, :p])], scale, None,
+                      None)
+    return torch.cat([first.transpose(1, 2), rest_THD[None]], 1)
+
+
 def mask(*, mask_function: Any = causal_mask_function, attention_mask: Any = None, **_: Any
          ) -> torch.Tensor | None:
     """What each answer token may see, by the model's own rule; None when that is everything.
@@ -65,10 +84,12 @@ def mask(*, mask_function: Any = causal_mask_function, attention_mask: Any = Non
     answer's. Nothing is known here about windows or chunks: the rule is asked.
     """
     fork = FORK.get()
-    if fork is None or attention_mask is not None:
+    if fork is None or (attention_mask is not None and not fork.inside):
         raise NotImplementedError("answers of a fork have no padding of their own")
     if mask_function is causal_mask_function:
         return None
+    if fork.inside:
+        raise NotImplementedError("a mask of another kind than causality")
     device = fork.device
     zero = torch.zeros((), dtype=torch.long, device=device)
     query_T1 = (fork.start_T + fork.offset_T)[:, None]

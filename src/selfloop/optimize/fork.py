@@ -37,6 +37,9 @@ class Fork:
     are all that is needed; index tensors are made once and serve every layer.
     """
 
+    inside = False
+    """Whether the prompts run in the same pass (optimize/together.py)."""
+
     def __init__(self, blocks: Sequence[Block], rows: Sequence[int], device: Any) -> None:
         self.blocks, self.rows, self.device = tuple(blocks), tuple(rows), device
         self.tokens = sum(rows)

@@ -211,8 +211,9 @@ class Learner(Versions):
     def optim_step(self, optim: Optim, lr: float) -> dict[str, float]:
         """Clip, step, clear. Refuses an update that divergence.Guard does not let pass."""
         parameters = list(self.policy.trainable().values())
-        norms = gradient_norms(self.policy.trainable(), self._parts())
-        norm = sharding.clip(parameters, optim.clip)
+        total, norms = gradient_norms(self.policy.trainable(), self._parts())
+        sharding.clip(parameters, optim.clip, total)
+        norm = float(total)
         try:
             self.guard.check(norm, optim, lr)
         except SelfloopError:

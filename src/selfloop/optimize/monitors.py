@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from selfloop.optimize.batch import Batch, Scored
-from selfloop.optimize.sharding import norm
+from selfloop.optimize.sharding import norms
 
 Sums = dict[str, tuple[float, float]]
 """name -> (sum over this micro-batch, how many it is a sum of)."""
@@ -43,20 +43,22 @@ def watched(loss: Any, batch: Batch) -> Sums:
     return found
 
 
-def gradient_norms(trainable: Mapping[str, Any], parts: Mapping[str, str]) -> dict[str, float]:
-    """The norm of each part's gradient (grad_norm_vision, ...), before clipping.
+def gradient_norms(trainable: Mapping[str, Any], parts: Mapping[str, str]
+                   ) -> tuple[torch.Tensor, dict[str, float]]:
+    """The norm of the whole gradient, and of each part's (grad_norm_vision, ...).
 
     `parts`: parameter -> part; where there are none, as in a table, nothing is told apart. Parts
     that do not learn are left out, those that this update does not touch have norm 0.
     """
-    found: dict[str, list[Any]] = {}
-    for name, parameter in trainable.items():
+    touched = [name for name, p in trainable.items() if p.grad is not None]
+    each_N = norms([trainable[name].grad for name in touched])
+    found: dict[str, list[int]] = {parts[name]: [] for name in trainable if name in parts}
+    for n, name in enumerate(touched):
         if name in parts:
-            mine = found.setdefault(parts[name], [])
-            if parameter.grad is not None:
-                mine.append(parameter.grad)
-    return {f"grad_norm_{part}": float(norm(gradients))
-            for part, gradients in sorted(found.items())}
+            found[parts[name]].append(n)
+    return torch.linalg.vector_norm(each_N), {
+        f"grad_norm_{part}": float(torch.linalg.vector_norm(each_N[mine]))
+        for part, mine in sorted(found.items())}
 
 
 def added(sums: Sums, more: Sums) -> None:

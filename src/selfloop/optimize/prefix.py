@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from selfloop.optimize import fork as forks
-from selfloop.optimize import wide
+from selfloop.optimize import together, wide
 from selfloop.optimize.checkpointing import answering
 from selfloop.optimize.head import Head
 from selfloop.optimize.layout import Layout, prompt_key
@@ -24,7 +24,7 @@ from selfloop.optimize.memory import out_of_memory
 from selfloop.optimize.positions import Positions, joined, positions, spread, watched
 from selfloop.optimize.rows import Row, Weight
 from selfloop.optimize.score import Plain, Reader
-from selfloop.optimize.selfcheck import difference
+from selfloop.optimize.selfcheck import difference, few
 from selfloop.types import Media
 
 WORTH = 64
@@ -46,6 +46,8 @@ class Shared:
         """What pictures add to a forward pass with gradients, in tokens of the language model."""
         self.checked_to = (0, 0)
         """Longest (row, answer) for which both paths have been compared."""
+        self.together = together.Way("answers keep a state" if forks.stateful(_text(model)) else "")
+        """Whether one prompt and its answers are run in one pass instead of two."""
 
     @property
     def checked(self) -> bool:
@@ -113,7 +115,9 @@ class Shared:
         units = [group for group in groups.values() if len(group) > 1]
         saved = sum((rows[unit[0]].prompt + self.vision(rows[unit[0]].media)) * (len(unit) - 1)
                     for unit in units)
-        return units if saved > self.worth else []
+        one_pass = len(units) == 1 and not self.together.why_not
+        return units if saved > (min(self.worth, together.WORTH) if one_pass else self.worth) \
+            else []
 
     def _batches(self, rows: Sequence[Row]) -> list[list[int]]:
         """Units in order of their prompts' lengths, each batch within the token budget."""
@@ -145,21 +149,36 @@ class Shared:
             pieces[-1] = ([*piece, i], size + answer)
         return pieces
 
-    # -- the two passes -----------------------------------------------------------------------
+    # -- in two passes, or in one -------------------------------------------------------------
 
     def forward(self, rows: Sequence[Row], entropy: bool = False
                 ) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
         """Rows through the shared path, with gradients as in the plain one."""
         laid = Layout(rows, self.reader)
+        if self.together.open and together.fits(laid):
+            return self._in_one(rows, laid, entropy)
+        return self._in_two(rows, laid, entropy)
+
+    def _in_one(self, rows: Sequence[Row], laid: Layout, entropy: bool
+                ) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
+        hidden_MD = together.hidden(self.model, self.head, self.reader, rows, laid)
+        return self._scored(rows, laid, hidden_MD, entropy)
+
+    def _in_two(self, rows: Sequence[Row], laid: Layout, entropy: bool
+                ) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
         ran = [self._prompts([rows[context[0]] for context in block]) for block in laid.blocks]
         device = ran[0].last_CD.device
         hidden = [torch.cat([block.last_CD for block in ran])[_index(laid.firsts, device)]]
         if laid.later:
             hidden.append(self._answers(rows, laid, ran))
+        return self._scored(rows, laid, torch.cat(hidden), entropy)
+
+    def _scored(self, rows: Sequence[Row], laid: Layout, hidden_MD: torch.Tensor, entropy: bool
+                ) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
+        device = hidden_MD.device
         logp_M, entropy_M = self.head.logps(
-            torch.cat(hidden), _index(laid.ids, device),
-            torch.tensor(laid.temperatures, device=device), entropy,
-            wide.asked(rows, laid.places, device))
+            hidden_MD, _index(laid.ids, device), torch.tensor(laid.temperatures, device=device),
+            entropy, wide.asked(rows, laid.places, device))
         back_M, counts = _index(laid.back, device), [row.count for row in rows]
         return (list(torch.split(logp_M[back_M], counts)),
                 list(torch.split(entropy_M[back_M], counts)) if entropy_M is not None else None)
@@ -212,19 +231,31 @@ class Shared:
         # An answer of one token is predicted by its prompt alone: it shows nothing.
         rows_to, answers_to = _lengths(rows)
         self.checked_to = (2 * rows_to, 2 * answers_to if answers_to > 1 else 0)
-        worst = gap = float("inf")
-        try:
-            worst, gap, self.why_not = difference(
-                self.model, self.forward, self.plain, [wide.narrow(row) for row in rows])
-        except Exception as error:  # any failure here has a correct answer: the plain path
-            if out_of_memory(error):
-                raise
-            lines = str(error).splitlines() or [""]
-            self.why_not = f"{type(error).__name__}: {lines[0][:200]}"
+        narrow = [wide.narrow(row) for row in rows]
+        worst, gap, self.why_not = self._beside_plain(self._in_two, narrow)
+        if not self.why_not and not self.together.why_not:
+            alone = few(narrow)[-2:]  # two answers to the longest prompt
+            if together.fits(Layout(alone, self.reader)):
+                found = self._beside_plain(self._in_one, alone)
+                self.together.why_not, self.together.checked = found[2], True
+                worst, gap = (worst, gap) if found[2] else \
+                    (max(worst, found[0]), max(gap, found[1]))
         if self.why_not:
             warnings.warn(f"shared prefix off for {type(self.model).__name__}: {self.why_not}; "
                           "training uses the plain path, which is slower", stacklevel=2)
         return worst, gap
+
+    def _beside_plain(self, way: Callable[..., Any], rows: Sequence[Row]
+                      ) -> tuple[float, float, str]:
+        """(log-prob gap, gradient gap, why this way is not taken)."""
+        try:
+            return difference(self.model, lambda mine, entropy: way(
+                mine, Layout(mine, self.reader), entropy), self.plain, rows)
+        except Exception as error:  # any failure here has a correct answer: the plain path
+            if out_of_memory(error):
+                raise
+            lines = str(error).splitlines() or [""]
+            return float("inf"), float("inf"), f"{type(error).__name__}: {lines[0][:200]}"
 
 
 @dataclass(frozen=True)

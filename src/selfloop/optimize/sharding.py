@@ -221,24 +221,25 @@ def groups(parameters: Iterable[Any]) -> list[dict[str, Any]]:
     return [{"params": mine} for mine in kinds.values() if mine]
 
 
-def norm(gradients: Sequence[Any]) -> torch.Tensor:
-    """The norm of all of them together. Where some are cut, all processes call this together."""
-    mine = [g for g in gradients if is_cut(g)]
-    rest = torch.nn.utils.get_total_norm([g for g in gradients if not is_cut(g)])
-    if not mine:
-        return rest
-    square = torch.nn.utils.get_total_norm([g.to_local() for g in mine]).double() ** 2
-    dist.all_reduce(square, group=mine[0].device_mesh.get_group())
-    return (square + rest.double().to(square.device) ** 2).sqrt()
+def norms(gradients: Sequence[Any]) -> torch.Tensor:
+    """The norm of each of them [N]. Where some are cut, all processes call this together."""
+    if not gradients:
+        return torch.zeros(0)
+    each: Sequence[Any] = torch._foreach_norm(
+        [g.to_local() if is_cut(g) else g for g in gradients])
+    found_N = torch.stack(list(each))
+    cut_N = [is_cut(g) for g in gradients]
+    if any(cut_N):
+        square_M = found_N[cut_N].double() ** 2
+        mesh = gradients[cut_N.index(True)].device_mesh
+        dist.all_reduce(square_M, group=mesh.get_group())
+        found_N[cut_N] = square_M.sqrt().to(found_N.dtype)
+    return found_N
 
 
-def clip(parameters: Sequence[Any], most: float) -> float:
-    """Scales the gradients down to a norm of `most`; returns what it was."""
-    if not any(is_cut(p) for p in parameters):
-        return float(torch.nn.utils.clip_grad_norm_(parameters, most))
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    found = float(norm(gradients))
-    if not found <= most:
-        for gradient in gradients:
-            gradient.mul_(most / (found + 1e-6))
-    return found
+def clip(parameters: Sequence[Any], most: float, total: torch.Tensor) -> None:
+    """Scales the gradients, whose norm is `total`, down to a norm of `most`."""
+    factor = most / (total + 1e-6)
+    if not factor >= 1:  # nor where it is no number
+        for gradient in (p.grad for p in parameters if p.grad is not None):
+            (gradient.to_local() if is_cut(gradient) else gradient).mul_(factor)
