@@ -43,6 +43,8 @@ def options() -> argparse.ArgumentParser:
         help="TRL's head: at its best (default), or as TRL ships it")
     add("--vocabulary", type=int, default=models.TINY.vocabulary,
         help="words of the small models: the wider, the more the head weighs, on both sides")
+    add("--width", type=int, default=models.TINY.width,
+        help="channels of the small models' text part: the wider, the less a fixed cost weighs")
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--dtype", choices=("float32", "bfloat16"), default="float32")
     add("--out", type=Path, default=Path("runs/bench"))
@@ -66,7 +68,7 @@ def tasks(given: argparse.Namespace) -> Iterator[Task]:
                     for prompts in grid.PROMPTS if section == "rollouts" else (1,):
                         yield Task(section, kind, point, prompts, checkpointing, given.head,
                                    given.device, given.dtype, given.threads, str(given.out), large,
-                                   given.vocabulary)
+                                   given.vocabulary, given.width)
 
 
 def points(section: str, given: argparse.Namespace) -> tuple[grid.Point, ...]:
@@ -86,7 +88,7 @@ def points(section: str, given: argparse.Namespace) -> tuple[grid.Point, ...]:
 def settings(given: argparse.Namespace, about: dict[str, Any]) -> dict[str, Any]:
     """What a stored point must share with this run to be kept."""
     return {"machine": about, "repeats": given.repeats, "head": given.head, "dtype": given.dtype,
-            "device": given.device, "vocabulary": given.vocabulary}
+            "device": given.device, "vocabulary": given.vocabulary, "width": given.width}
 
 
 def measure(given: argparse.Namespace, store: Store) -> None:
@@ -116,9 +118,10 @@ def few(result: Result, repeats: int) -> str:
 def notes(given: argparse.Namespace, results: list[Result]) -> list[str]:
     """What a reader of the table has to know."""
     vocabulary = models.LARGE.vocabulary if given.device == "cuda" else given.vocabulary
+    width = models.LARGE.width if given.device == "cuda" else given.width
     found = [
-        f"{given.dtype}, vocabulary {vocabulary}, random weights; median of {given.repeats} "
-        "interleaved rounds after a warm one; in brackets the range of the rounds' own ratios. "
+        f"{given.dtype}, {width} channels, vocabulary {vocabulary}, random weights; median of "
+        f"{given.repeats} interleaved rounds after a warm one; in brackets the range of the rounds' own ratios. "
         "Memory: peak above what is held before the work.",
         "TRL's head: " + ("at its best, faster on a CPU than TRL has it" if given.head == "lean"
                           else "as shipped")]
@@ -174,7 +177,12 @@ def write_docs(out: Path) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 1 where sides disagree or a ratio fell."""
-    given = options().parse_args(arguments)
+    parser = options()
+    given = parser.parse_args(arguments)
+    if given.width != models.TINY.width and (given.compare or given.save_baselines):
+        parser.error("baselines are kept for the default --width only")
+    if given.width % 64 or given.width < 64:
+        parser.error(f"--width {given.width}: expected a multiple of 64")
     if given.write_docs:
         return write_docs(given.out)
     warnings.simplefilter("ignore")

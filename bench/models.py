@@ -48,6 +48,14 @@ class Size:
 
 
 TINY = Size()
+
+
+def small(width: int, vocabulary: int) -> Size:
+    """A model for a CPU: as deep as the tiny one, with heads of the same size."""
+    return replace(TINY, width=width, heads=width // 32, inner=width * 688 // 256,
+                   vocabulary=vocabulary)
+
+
 LARGE = Size(2048, 36, 16, 11008, 1280, 32, 16, 151_936)
 """The widths and depths of Qwen2.5-VL-3B, for a GPU."""
 
@@ -64,7 +72,7 @@ def build(kind: str, side: int, folder: Path, size: Size = TINY) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model, processor = {"llava": _llava, "qwen2_5_vl": _qwen}[kind](side, size)
-        if size.width == TINY.width:
+        if size != LARGE:
             _spread(model)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -126,8 +134,8 @@ def _qwen(side: int, size: Size) -> tuple[Any, Any]:
         tf.models.qwen2_vl.image_processing_pil_qwen2_vl.Qwen2VLImageProcessorPil(
             size={"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 1280}), tokenizer,
         chat_template=CHATML.replace("PICTURE", f"<|vision_start|>{IMAGE}<|vision_end|>"))
-    if size.width == TINY.width:  # four patches a token cost what the layers cost it: 0.9 in 3B
-        size = replace(size, vision_width=128, vision_heads=4)
+    if size != LARGE:  # four patches a token cost what the layers cost it: 0.9 in 3B
+        size = replace(size, vision_width=size.width // 2, vision_heads=size.width // 64)
     depth = size.vision_layers
     text = {key: value for key, value in _text(size, tokenizer, max(1, size.heads // 4)).items()
             if key != "tie_word_embeddings"}

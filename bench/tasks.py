@@ -40,6 +40,7 @@ class Task:
     out: str = "runs/bench"
     large: bool = False
     vocabulary: int = models.TINY.vocabulary
+    width: int = models.TINY.width
 
     @classmethod
     def read(cls, fields: dict[str, Any]) -> Task:
@@ -54,7 +55,7 @@ class Task:
     @property
     def size(self) -> models.Size:
         """Widths and depths."""
-        return models.LARGE if self.large else replace(models.TINY, vocabulary=self.vocabulary)
+        return models.LARGE if self.large else models.small(self.width, self.vocabulary)
 
     @property
     def folder(self) -> Path:

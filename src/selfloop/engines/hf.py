@@ -100,9 +100,8 @@ class HFEngine(Attempting, Learner):
         self.prompts.chat.ends = ends
         for token in ends:
             self.never.pop(token, None)
-        banned_V = torch.zeros(width, dtype=torch.bool, device=first.device)
+        self.banned_V = banned_V = torch.zeros(width, dtype=torch.bool, device=first.device)
         banned_V[sorted(self.never)] = True
-        self.banned_V = banned_V
         self.sampler = Sampler(net, self.prompts, banned_V, ends, self.decode, budget)
         self.scorer = Shared(net, self.prompts, banned_V, budget)
         self.scorer.vision = self._vision_tokens
@@ -204,7 +203,8 @@ class HFEngine(Attempting, Learner):
         """Find out beforehand what any part of these rows would at first use."""
         with self._running():
             self.scorer.prime(rows)
-            self.scorer.why_not = max(self.team.gathered(self.scorer.why_not))
+            for way in (self.scorer, self.scorer.together):
+                way.why_not = max(self.team.gathered(way.why_not))
 
     def weigh(self, row: Row) -> Weight:
         """What a row adds to a forward pass, in tokens; a shared prompt counts once."""
