@@ -121,7 +121,8 @@ def notes(given: argparse.Namespace, results: list[Result]) -> list[str]:
     width = models.LARGE.width if given.device == "cuda" else given.width
     found = [
         f"{given.dtype}, {width} channels, vocabulary {vocabulary}, random weights; median of "
-        f"{given.repeats} interleaved rounds after a warm one; in brackets the range of the rounds' own ratios. "
+        f"{given.repeats} interleaved rounds after a warm one; in brackets the range of the "
+        "rounds' own ratios. "
         "Memory: peak above what is held before the work.",
         "TRL's head: " + ("at its best, faster on a CPU than TRL has it" if given.head == "lean"
                           else "as shipped")]
