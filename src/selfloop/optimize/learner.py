@@ -213,9 +213,8 @@ class Learner(Versions):
         parameters = list(self.policy.trainable().values())
         total, norms = gradient_norms(self.policy.trainable(), self._parts())
         sharding.clip(parameters, optim.clip, total)
-        norm = float(total)
         try:
-            self.guard.check(norm, optim, lr)
+            self.guard.check(float(total), optim, lr)
         except SelfloopError:
             for parameter in parameters:  # clipping may have spread it over all of them
                 parameter.grad = None
@@ -232,7 +231,7 @@ class Learner(Versions):
             self._average_in(self._decay, before)
         optimizer.zero_grad(set_to_none=True)
         self.serves_average = optim.publish == "ema"
-        return {"grad_norm": norm, **norms}
+        return {"grad_norm": float(total), **norms}
 
     def _parts(self) -> Mapping[str, str]:
         """Parameter -> part of the model, where the policy tells them apart."""
