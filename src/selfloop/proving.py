@@ -69,7 +69,7 @@ def again(method: str, seed: int, runs: Path, out: Path, n: int, key: int = KEY,
 
     The same held-out scans in the same blocks, other pictures; under one key, fewer questions are
     the first of more. Key 1 is the first test once more. Raises SelfloopError for a run that has
-    not finished, or a picture of the first test.
+    not finished, a picture of the first test, or an `out` that holds another test's answers.
     """
     first = study(method, seed, runs / f"{method}-{seed}", scale=PROOF, shared=runs)
     scale = replace(PROOF, test=n, key=key)
@@ -77,9 +77,17 @@ def again(method: str, seed: int, runs: Path, out: Path, n: int, key: int = KEY,
                     told=first.folder / f"again-{key}-{n}")
     if asked.test.path != first.test.path:
         _all_new(asked, first)
+    place = out / f"{method}-{seed}"
+    _not_another(place / "summary.json", asked)
     found = ask_all(asked, workers=workers)
-    keep(asked.account(), out / f"{method}-{seed}")
+    keep(asked.account(), place)
     return found
+
+
+def _not_another(kept: Path, asked: Study) -> None:
+    if kept.exists() and json.loads(kept.read_text())["test_sha256"] != asked.test.commitment():
+        raise SelfloopError(f"{kept} is of another test, which stays beside this one: give another "
+                            "--out")
 
 
 def _all_new(asked: Study, first: Study) -> None:
@@ -187,7 +195,7 @@ def main() -> None:
     parser.add_argument("--key", type=int, default=KEY, help="the new pictures are drawn under it")
     given = parser.parse_args()
     out = given.out or Path("proof/larger" if given.again else "proof")
-    if given.again:
+    if given.again is not None:
         for method, seed in itertools.product(given.methods, given.seeds):
             again(method, seed, given.runs, out, given.again, given.key, given.workers)
     elif not given.recompute:
