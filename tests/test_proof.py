@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
+from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from selfloop import demo, proof
+from selfloop import demo, proof, proving
+from selfloop.data import load
 from selfloop.evaluate.answers import accuracy
 from selfloop.evaluate.arms import shuffled, spent
 from selfloop.evaluate.sealed import Sealed
@@ -15,6 +20,7 @@ from selfloop.evaluate.statistics import paired_gain
 from selfloop.organize.refine.shuffle import ShuffleVerdicts
 from selfloop.roles import SelfloopError
 from selfloop.store import RunFolder
+from selfloop.testbeds import digits
 
 SCALE = demo.Scale(pool=40, dev=30, test=40)
 FIELDS = {
@@ -25,9 +31,9 @@ FIELDS = {
 """Of demo's and of proof's summary.json, as the issue names them."""
 
 
-def study(folder, method="star", arms=proof.TRAINED) -> proof.Study:
+def study(folder, method="star", arms=proof.TRAINED, scale=SCALE) -> proof.Study:
     """A study whose loop takes two iterations of three updates."""
-    made = demo.study(method, 0, folder, scale=SCALE, arms=arms)
+    made = demo.study(method, 0, folder, scale=scale, arms=arms)
     how = made.loop.learn["solver"]
     small = replace(how, optim=replace(how.optim, updates=3, batch=16))
     sampler = replace(made.loop.sampler, **(
@@ -113,6 +119,110 @@ def test_a_proof_that_is_done_is_not_done_again(proven):
         k: v for k, v in summary.items() if k != "seconds"}
     assert again["seconds"] >= summary["seconds"]
     assert {p: p.stat().st_mtime_ns for p in made.folder.rglob("*.parquet")} == before
+
+
+# -- a second, larger look ----------------------------------------------------------------------
+
+@pytest.fixture
+def finished(proven, monkeypatch):
+    """The folder of the miniature proof, as `proving` finds it under `runs`."""
+    made, _ = proven
+    monkeypatch.setattr(proving, "PROOF", SCALE)
+    monkeypatch.setattr(proving, "study", lambda method, seed, folder, scale, shared: study(
+        made.folder, method, scale=scale))
+    return made.folder
+
+
+def contents(folder):
+    """{file: its bytes} of what a second look may not touch."""
+    new = ("/again-", "/data/", "/events.jsonl")  # an opening is noted in the runs' logs
+    return {p: p.read_bytes() for p in folder.rglob("*")
+            if p.is_file() and not any(part in p.as_posix() for part in new)}
+
+
+def test_finished_runs_are_asked_a_larger_test_and_learn_nothing(finished, proven, tmp_path):
+    before = contents(finished)
+    summary = proving.again("star", 0, finished, tmp_path, 149, workers=1)
+    assert contents(finished) == before
+    assert summary["heldout_n"] == 149 and summary["promoted"] == proven[1]["promoted"]
+    assert summary["test_sha256"] != proven[1]["test_sha256"]
+    kept = tmp_path / "star-0"
+    assert json.loads((kept / "summary.json").read_text()) == summary
+    asked = {s.id: s for s in load(finished / "data" / f"test-{proving.KEY}-149" / "test.jsonl")}
+    assert {s.cluster for s in asked.values()} == {f"test-{i:03d}" for i in range(149)}
+    for arm in [*proof.ASKED, *(a for a in proof.TRAINED if a != "loop")]:
+        found = proof.answers(kept, arm)
+        assert {a.sample for a in found} == set(asked)
+        assert all(a.cluster == asked[a.sample].cluster for a in found)
+        assert summary[arm] == round(100 * accuracy(found), 2)
+
+
+def test_the_first_test_once_more_gives_the_first_answers(finished, proven, tmp_path):
+    summary = proving.again("star", 0, finished, tmp_path, 40, key=1, workers=1)
+    told = {k: v for k, v in proven[1].items() if k != "seconds"}
+    assert {k: v for k, v in summary.items() if k != "seconds"} == told
+    for arm in proof.ASKED:
+        assert proof.answers(tmp_path / "star-0", arm) == proof.answers(finished, arm)
+
+
+def test_a_picture_of_the_first_test_is_refused(finished, tmp_path):
+    digits.write(finished / "data" / "test-7-20", "test", 20, 7)
+    first = load(finished / "data" / "test" / "test.jsonl")[3]
+    shutil.copy(first.media[0].meta["uri"],
+                finished / "data" / "test-7-20" / "images" / "test-7-00005.png")
+    with pytest.raises(SelfloopError, match=r"1 pictures are of the first test.*--key"):
+        proving.again("star", 0, finished, tmp_path, 20, key=7, workers=1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_answers_to_another_test_are_not_overwritten(finished, tmp_path):
+    proving.keep(finished, tmp_path / "star-0")
+    before = contents(tmp_path)
+    with pytest.raises(SelfloopError, match=r"summary\.json is of another test.*--out"):
+        proving.again("star", 0, finished, tmp_path, 20, key=8, workers=1)
+    assert contents(tmp_path) == before
+
+
+def test_runs_that_have_not_finished_are_not_asked(monkeypatch, tmp_path):
+    monkeypatch.setattr(proving, "PROOF", SCALE)
+    with pytest.raises(SelfloopError, match="sealed until"):
+        proving.again("agreement", 0, tmp_path / "runs", tmp_path / "out", 50, workers=1)
+    assert not (tmp_path / "out").exists()
+
+
+LARGER = Path(__file__).parent.parent / "proof" / "agreement-larger"
+ARMS = {"seed_accuracy", "final_accuracy", "testtime_vote", "no_image", "control_steps",
+        "control_flops", "shuffled", "skyline"}
+
+
+def test_the_larger_test_that_is_told_is_the_one_that_is_stored(tmp_path):
+    """Its table in the page follows from the stored answers, and recomputes to the letter."""
+    told, summary = (LARGER / "table.md").read_text(), (LARGER / "summary.json").read_text()
+    assert told.strip() in (LARGER.parent.parent / "docs" / "proof.md").read_text()
+    shutil.copytree(LARGER, tmp_path / "larger")
+    (tmp_path / "larger" / "table.md").unlink()
+    (tmp_path / "larger" / "summary.json").unlink()
+    proving.recompute(tmp_path / "larger")
+    assert (tmp_path / "larger" / "table.md").read_text() == told
+    assert (tmp_path / "larger" / "summary.json").read_text() == summary
+
+
+def test_the_larger_test_holds_the_questions_that_were_fixed_before_it():
+    rows = digits.rows("test", 4768, proving.KEY)
+    sealed = hashlib.sha256("".join(json.dumps(r) + "\n" for r in rows).encode()).hexdigest()
+    assert sealed.startswith("fd8d6e3e42b4384a"), "committed before the first answer"
+    assert set(Counter(r["cluster"] for r in rows).values()) == {32}
+    first = {a.sample for a in proof.answers(LARGER.parent / "agreement-0", "seed_accuracy")}
+    for seed in (0, 1, 2):
+        kept = LARGER / f"agreement-{seed}"
+        assert json.loads((kept / "summary.json").read_text())["test_sha256"] == sealed
+        assert {p.stem for p in (kept / "answers").iterdir()} == ARMS
+        for arm in ARMS:
+            found = proof.answers(kept, arm)
+            assert [(a.gold, a.cluster, a.task) for a in found] == [
+                (r["answer"], r["cluster"], r["task"]) for r in rows], (seed, arm)
+            assert len({a.sample for a in found} - first) == 4768
+            assert all(a.right == ((a.parsed or "").replace(" ", "") == a.gold) for a in found)
 
 
 # -- the seal -----------------------------------------------------------------------------------

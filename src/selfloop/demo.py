@@ -42,6 +42,8 @@ class Scale:
     test: int
     bare: int = 0
     """Pictures that nobody has labelled, beside the pool, for loops that read no labels."""
+    key: int = 1
+    """What the test pictures are drawn under: another key draws others of the same test scans."""
 
 
 DEMO = Scale(pool=1000, dev=800, test=1192)
@@ -110,8 +112,10 @@ def data(folder: Path, scale: Scale) -> dict[str, Path]:
     """Write the pictures and questions of every split, once; returns their files."""
     found = {}
     for name, split, n, seed in (("pool", "train", scale.pool, 1), ("bare", "train", scale.bare, 2),
-                                 ("dev", "dev", scale.dev, 1), ("test", "test", scale.test, 1)):
-        place = folder / name
+                                 ("dev", "dev", scale.dev, 1),
+                                 ("test", "test", scale.test, scale.key)):
+        fresh = name == "test" and seed != 1
+        place = folder / (f"test-{seed}-{n}" if fresh else name)
         path = place / f"{split}.jsonl"
         if n and not path.exists():
             digits.write(place, split, n, seed)  # type: ignore[arg-type]

@@ -68,12 +68,18 @@ class Study:
     them, too. No arm that trains on gold values is given them."""
     shared: Path | None = None
     """Where the skyline is kept: it depends on the seed and not on the method."""
+    told: Path | None = None
+    """Where answers and summary are kept; None = the study's folder."""
 
     def place(self, arm: str) -> Path:
         """The run folder of an arm."""
         if arm == "skyline" and self.shared is not None:
             return self.shared / "skyline"
         return self.folder / arm
+
+    def account(self) -> Path:
+        """The folder of answers and summary."""
+        return self.told or self.folder
 
     def given(self) -> Sequence[Sample]:
         """What the loop and its shuffled twin draw from."""
@@ -153,16 +159,16 @@ def _answers_read(run_folder: RunFolder) -> set[str]:
 
 def ask(study: Study, arm: str) -> None:
     """Store one arm's test answers, if they are not there."""
-    path = study.folder / "answers" / f"{arm}.parquet"
+    path = study.account() / "answers" / f"{arm}.parquet"
     if path.exists():
         return
-    runs = [RunFolder(study.place(a)) for a in study.arms]
+    runs = [RunFolder(study.place(a)) for a in ("loop", *_trained(study))]
     test = study.test.open(runs, [*study.pool, *study.bare, *study.dev, *study.labelled])
     engine = study.make_engine()
     engines = study.cast(engine)
     for other in engines.values():
         other.bind(Library(study.folder / "images").open)
-    elsewhere.keep_records(engines.items(), study.folder / "answers" / arm)
+    elsewhere.keep_records(engines.items(), study.account() / "answers" / arm)
     if arm == "testtime_vote":
         engine.publish(0, 0)
         voting = replace(study.loop, verifier=study.vote) if study.vote else study.loop
@@ -191,16 +197,25 @@ def prove(study: Study, *, workers: int = 2, watch: Watch | None = None) -> dict
     """Train all arms, ask all questions, write summary.json; returns it. Resumable."""
     started = time.monotonic()
     train(study, "loop", watch)
-    if not study.reads_answers():
-        study = replace(study, arms=tuple(a for a in study.arms if a != "supervised_on_answers"))
-    trained = [a for a in study.arms if a != "loop"]
-    _spread(train, study, trained, workers)
-    _spread(ask, study, [*ASKED, *trained], workers)
+    _spread(train, study, _trained(study), workers)
+    return ask_all(study, workers=workers, started=started)
+
+
+def ask_all(study: Study, *, workers: int = 2, started: float | None = None) -> dict[str, Any]:
+    """Ask every arm of finished runs, write summary.json; returns it. Trains nothing."""
+    started = time.monotonic() if started is None else started
+    _spread(ask, study, [*ASKED, *_trained(study)], workers)
     summary = summarize(study)
-    earlier = _seconds(study.folder / "summary.json")
+    earlier = _seconds(study.account() / "summary.json")
     summary["seconds"] = round(max(earlier, time.monotonic() - started), 1)
-    put_json(study.folder / "summary.json", summary)
+    put_json(study.account() / "summary.json", summary)
     return summary
+
+
+def _trained(study: Study) -> list[str]:
+    """The arms beside the loop that are runs; a loop that reads no answers has one fewer."""
+    return [a for a in study.arms if a != "loop"
+            and (a != "supervised_on_answers" or study.reads_answers())]
 
 
 def _seconds(path: Path) -> float:
@@ -231,25 +246,21 @@ def answers(folder: Path, arm: str) -> list[Answer]:
 
 def summarize(study: Study) -> dict[str, Any]:
     """Every figure, from the stored answers and the run's own account."""
-    trained = [a for a in study.arms if a != "loop"]
-    by_arm = {arm: answers(study.folder, arm) for arm in [*ASKED, *trained]}
+    by_arm = {arm: answers(study.account(), arm) for arm in [*ASKED, *_trained(study)]}
     final = by_arm["final_accuracy"]
     last = RunFolder(study.place("loop")).iterations()[-1]
-    gain = paired_gain(final, by_arm["control_steps"])
-    vote = paired_gain(final, by_arm["testtime_vote"])
     figures = {arm: _percent(found) for arm, found in by_arm.items()}
     gains = {arm: _gain(by_arm[arm], final) for arm in by_arm
              if arm not in ("final_accuracy", "no_image")}
+    lead = gains["control_steps"]
     return {
         "method": study.method, "seed": study.seed, "labels_full": last.labels_full,
         "labels_answer_only": last.labels_answer_only, "labels_dev": len(study.dev),
         "labels_seed": len(study.labelled), "heldout_n": len(final), **figures,
-        "gain_over_control": round(100 * gain.gain, 2),
-        "interval": [round(100 * gain.low, 2), round(100 * gain.high, 2)],
-        "p_value": gain.p_value, "gain_over_vote": round(100 * vote.gain, 2),
-        "gains": gains, "iterations": last.index + 1, "promoted": last.best,
-        "tokens": last.tokens, "flops": last.flops, "words": verdict(figures, gains),
-        "test_sha256": study.test.commitment(),
+        "gain_over_control": lead["gain"], "interval": lead["interval"], "p_value": lead["p_value"],
+        "gain_over_vote": gains["testtime_vote"]["gain"], "gains": gains, "flops": last.flops,
+        "iterations": last.index + 1, "promoted": last.best, "tokens": last.tokens,
+        "words": verdict(figures, gains), "test_sha256": study.test.commitment(),
     }
 
 

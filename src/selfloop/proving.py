@@ -1,31 +1,38 @@
 """`make proof`: four methods, three seeds, every arm; resumable, and pooled with intervals.
 
 Runs live in `proof-runs/`; the summary and every per-question answer are copied to `proof/`, from
-which all figures can be recomputed: `python -m selfloop.proving --recompute`.
+which all figures can be recomputed: `python -m selfloop.proving --recompute`. `--again 4768` asks
+runs that are finished that many new questions about the same test scans, and trains nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import shutil
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from selfloop.data import load
 from selfloop.demo import PROOF, data, study
 from selfloop.evaluate.answers import Answer, accuracy
 from selfloop.evaluate.statistics import holm, paired_gain
-from selfloop.proof import ASKED, answers, prove, train, verdict
+from selfloop.proof import ASKED, Study, answers, ask_all, prove, train, verdict
+from selfloop.roles import SelfloopError
 from selfloop.store import put, put_json
 
 METHODS = ("star", "grpo", "dpo", "agreement")
 SEEDS = (0, 1, 2)
 FIGURES = (*ASKED, "control_steps", "control_flops", "shuffled", "supervised_on_answers",
            "skyline")
+KEY = 20261121
+"""What the pictures of a second look are drawn under: the first look's key is 1."""
 
 
 def one(method: str, seed: int, runs: Path) -> dict[str, Any]:
@@ -56,6 +63,41 @@ def all_of_them(runs: Path, out: Path, methods: Sequence[str], seeds: Sequence[i
             recompute(out)
 
 
+def again(method: str, seed: int, runs: Path, out: Path, n: int, key: int = KEY, workers: int = 2
+          ) -> dict[str, Any]:
+    """Ask every arm of a finished study `n` questions drawn under another key.
+
+    The same held-out scans in the same blocks, other pictures; under one key, fewer questions are
+    the first of more. Key 1 is the first test once more. Raises SelfloopError for a run that has
+    not finished, a picture of the first test, or an `out` that holds another test's answers.
+    """
+    first = study(method, seed, runs / f"{method}-{seed}", scale=PROOF, shared=runs)
+    scale = replace(PROOF, test=n, key=key)
+    asked = replace(study(method, seed, first.folder, scale=scale, shared=runs),
+                    told=first.folder / f"again-{key}-{n}")
+    if asked.test.path != first.test.path:
+        _all_new(asked, first)
+    place = out / f"{method}-{seed}"
+    _not_another(place / "summary.json", asked)
+    found = ask_all(asked, workers=workers)
+    keep(asked.account(), place)
+    return found
+
+
+def _not_another(kept: Path, asked: Study) -> None:
+    if kept.exists() and json.loads(kept.read_text())["test_sha256"] != asked.test.commitment():
+        raise SelfloopError(f"{kept} is of another test, which stays beside this one: give another "
+                            "--out")
+
+
+def _all_new(asked: Study, first: Study) -> None:
+    shown = {m.sha256 for s in load(first.test.path) for m in s.media}
+    old = [s.id for s in load(asked.test.path) if any(m.sha256 in shown for m in s.media)]
+    if old:
+        raise SelfloopError(f"{asked.test.path}: {len(old)} pictures are of the first test (first: "
+                            f"sample {old[0]}): choose another --key")
+
+
 def keep(study_folder: Path, out: Path) -> None:
     """Copy what figures are recomputed from: the answers and the run's own account."""
     (out / "answers").mkdir(parents=True, exist_ok=True)
@@ -66,7 +108,7 @@ def keep(study_folder: Path, out: Path) -> None:
 
 def recompute(out: Path) -> dict[str, Any]:
     """Pool all kept studies into proof/summary.json and proof/table.md."""
-    runs = [json.loads(p.read_text()) for p in sorted(out.glob("*-*/summary.json"))]
+    runs = [json.loads(p.read_text()) for p in sorted(out.glob("*-[0-9]*/summary.json"))]
     pooled = {m: pool_of([r for r in runs if r["method"] == m], out)
               for m in METHODS if any(r["method"] == m for r in runs)}
     tests = [(m, arm) for m in pooled for arm in pooled[m]["gains"]]
@@ -143,15 +185,22 @@ def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("proof-runs"))
-    parser.add_argument("--out", type=Path, default=Path("proof"))
+    parser.add_argument("--out", type=Path, help="default: proof; with --again, proof/larger")
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--recompute", action="store_true", help="only pool what is kept")
+    parser.add_argument("--again", type=int, metavar="N",
+                        help="ask finished runs N new questions; train nothing")
+    parser.add_argument("--key", type=int, default=KEY, help="the new pictures are drawn under it")
     given = parser.parse_args()
-    if not given.recompute:
-        all_of_them(given.runs, given.out, given.methods, given.seeds, given.workers)
-    print(table(recompute(given.out)["methods"]))
+    out = given.out or Path("proof/larger" if given.again else "proof")
+    if given.again is not None:
+        for method, seed in itertools.product(given.methods, given.seeds):
+            again(method, seed, given.runs, out, given.again, given.key, given.workers)
+    elif not given.recompute:
+        all_of_them(given.runs, out, given.methods, given.seeds, given.workers)
+    print(table(recompute(out)["methods"]))
 
 
 if __name__ == "__main__":
