@@ -182,8 +182,9 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.width != models.TINY.width and (given.compare or given.save_baselines):
         parser.error("baselines are kept for the default --width only")
-    if given.width % 64 or given.width < 64:
-        parser.error(f"--width {given.width}: expected a multiple of 64")
+    if given.width % 64 or not models.TINY.width <= given.width < models.LARGE.width:
+        parser.error(f"--width {given.width}: expected a multiple of 64 from {models.TINY.width} "
+                     f"to below {models.LARGE.width}")
     if given.write_docs:
         return write_docs(given.out)
     warnings.simplefilter("ignore")

@@ -56,6 +56,11 @@ def small(width: int, vocabulary: int) -> Size:
                    vocabulary=vocabulary)
 
 
+def _timed(size: Size) -> bool:
+    """Whether it is one of those that a CPU is timed with: neither smaller, nor for a GPU."""
+    return TINY.width <= size.width < LARGE.width
+
+
 LARGE = Size(2048, 36, 16, 11008, 1280, 32, 16, 151_936)
 """The widths and depths of Qwen2.5-VL-3B, for a GPU."""
 
@@ -72,7 +77,7 @@ def build(kind: str, side: int, folder: Path, size: Size = TINY) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model, processor = {"llava": _llava, "qwen2_5_vl": _qwen}[kind](side, size)
-        if size != LARGE:
+        if _timed(size):
             _spread(model)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -134,7 +139,7 @@ def _qwen(side: int, size: Size) -> tuple[Any, Any]:
         tf.models.qwen2_vl.image_processing_pil_qwen2_vl.Qwen2VLImageProcessorPil(
             size={"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 1280}), tokenizer,
         chat_template=CHATML.replace("PICTURE", f"<|vision_start|>{IMAGE}<|vision_end|>"))
-    if size != LARGE:  # four patches a token cost what the layers cost it: 0.9 in 3B
+    if _timed(size):  # four patches a token cost what the layers cost it: 0.9 in 3B
         size = replace(size, vision_width=size.width // 2, vision_heads=size.width // 64)
     depth = size.vision_layers
     text = {key: value for key, value in _text(size, tokenizer, max(1, size.heads // 4)).items()

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 from bench import baselines, grid, table, vllm_peer
-from bench.__main__ import options, points, tasks
+from bench.__main__ import main, options, points, tasks
 from bench.agreement import Disagreement, compare
 from bench.grid import Point
 from bench.measure import Ratio, race, ratio
@@ -127,6 +127,18 @@ def test_sides_that_differ_are_refused():
 def test_what_would_not_fit_is_refused_before_it_runs():
     assert not too_large(Task("update", "llava", Point(40, 2, 16)))
     assert "needs some" in too_large(Task("update", "llava", Point(1200, 4096, 1024)))
+
+
+def test_wider_models_keep_their_proportions_and_have_no_baselines(capsys):
+    (wide,) = tasks(options().parse_args(
+        ["--only", "update", "--points", "40,2,16", "--width", "768"]))
+    size = wide.size
+    assert (size.width, size.heads, size.inner, size.layers) == (768, 24, 3 * 688, 6)
+    for refused, why in ((["--width", "100"], "multiple of 64 from 256"),
+                         (["--width", "768", "--compare"], "default --width only")):
+        with pytest.raises(SystemExit):
+            main(refused)
+        assert why in capsys.readouterr().err
 
 
 def test_no_vllm_is_said(tmp_path):

@@ -22,8 +22,8 @@ def pick(logits_NV: torch.Tensor, uniform_N: torch.Tensor, sampling: Sampling,
     if sampling.temperature != 1:
         wide_NV = wide_NV / sampling.temperature
     logp_NV = torch.log_softmax(wide_NV, -1)
-    p_NV = filtered(logp_NV.double().exp(), sampling)
-    cdf_NV = p_NV.cumsum(-1)
+    p_NV = filtered(logp_NV.to(torch.float64, copy=True).exp_(), sampling)
+    cdf_NV = p_NV.cumsum_(-1)  # tables of the vocabulary's width: as few as can be
     total_N1 = cdf_NV[:, -1:]
     # Strictly below the total, so that the token found always has probability of its own.
     point_N1 = torch.minimum(uniform_N[:, None] * total_N1,
