@@ -106,7 +106,7 @@ def _ours(task: Task) -> Ready:
     return replace(_our_work(task, side), remark=remark)
 
 
-FRESH = 24
+FRESH = 36
 """Whole steps read a new picture each, as in training: nothing kept from the last one helps."""
 
 

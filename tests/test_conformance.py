@@ -27,6 +27,7 @@ from families.measuring import (
     share,
 )
 from families.table import written
+from selfloop.optimize import attend
 from selfloop.optimize.fork import Fork
 from selfloop.optimize.prefix import Shared
 from selfloop.optimize.score import Plain
@@ -107,8 +108,11 @@ def test_shared_equals_plain(name: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(FAMILIES) - set(EXPECTED_PLAIN)))
-@pytest.mark.parametrize("again", [False, True], ids=["", "checkpointed"])
-def test_one_prompt_in_one_pass_equals_plain(name: str, again: bool) -> None:
+@pytest.mark.parametrize(("few", "again"), [(10**9, False), (0, False), (0, True)],
+                         ids=["masked", "merged", "merged, checkpointed"])
+def test_one_prompt_in_one_pass_equals_plain(
+        monkeypatch: pytest.MonkeyPatch, name: str, few: int, again: bool) -> None:
+    monkeypatch.setattr(attend, "_FEW", few)
     family = FAMILIES[name](torch.float64)
     expected = next((why for why, names in TWO_PASSES.items() if name in names), "")
     with ExitStack() as stack:
@@ -117,7 +121,7 @@ def test_one_prompt_in_one_pass_equals_plain(name: str, again: bool) -> None:
             stack.enter_context(checkpointed(family.model))
         for rows in (family.rows((1, 2), 5, (1, 7, 3, 5)), family.rows((), 9, (4, 8))):
             found = measure(family, rows)
-            assert found.path.together.open == (not expected)
+            assert found.path.together.open == found.path.together.short == (not expected)
             assert expected in found.path.together.why_not
             assert found.logp < LOGP[torch.float64]
             assert found.gradient < GRADIENT[torch.float64], found.worst

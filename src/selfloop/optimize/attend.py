@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, causal_mask_function
 
@@ -27,6 +28,8 @@ NAME = "selfloop_fork"
 """What the decoder's attention is called while answers run."""
 _HIDDEN = -1e30
 """A score that no softmax sees, finite so that rows without any visible key stay numbers."""
+_FEW = 128
+"""Tokens of a prompt and its answers up to which one masked kernel beats three smaller ones."""
 
 
 def attention(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, *,
@@ -46,11 +49,13 @@ def attention(module: Any, query: Any, key: Any, value: Any, attention_mask: Any
     query, key = query.to(value.dtype), key.to(value.dtype)
     scale = float(scaling if scaling is not None else query.shape[-1] ** -0.5)
     if fork.inside:
-        return _whole(query, key, value, fork, scale, attention_mask, softcap), None
+        if attention_mask is not None or softcap:
+            raise NotImplementedError("not causality alone")
+        return _whole(module, query, key, value, fork, scale), None
     alone = query.shape[0] > 1  # answers as rows of a batch, or all in one row
     flat = (query, key, value)
     flat_THD, k_TKD, v_TKD = [fork.own.unpad(x.transpose(1, 2)) for x in flat] if alone \
-        else [x[0].transpose(0, 1) for x in flat]
+        else [x.squeeze(0).transpose(0, 1) for x in flat]
     if hasattr(lender, "attend"):  # decoding brings its own
         out_THD = lender.attend(flat_THD, k_TKD, v_TKD, fork, scale, attention_mask, softcap)
     else:
@@ -59,21 +64,33 @@ def attention(module: Any, query: Any, key: Any, value: Any, attention_mask: Any
     return fork.own.pad(out_THD) if alone else out_THD[None], None
 
 
-def _whole(query: Any, key: Any, value: Any, fork: Fork, scale: float, mask: Any,
-           softcap: float | None) -> torch.Tensor:
-    """[1, P + T, H, D]: one prompt's attention to itself, and its answers' to it and themselves."""
-    if query.shape[0] > 1 or mask is not None or softcap:
-        raise NotImplementedError("not causality alone")
-    p = fork.longest
-    if query.shape[2] != p + fork.tokens:
+def _whole(module: Any, query: Any, key: Any, value: Any, fork: Any, scale: float) -> torch.Tensor:
+    """[1, P + T, H, D]: one prompt's attention to itself, and its answers' to it and themselves.
+
+    In the last layer zeros where nobody reads it (tail.py).
+    """
+    p, at, more = fork.longest, 0, {"scale": scale, "enable_gqa": query.shape[1] != key.shape[1]}
+    if query.shape[0] > 1 or query.shape[2] != fork.whole:
         raise NotImplementedError("a layer that does not see the prompt and its answers in a row")
-    first = torch.nn.functional.scaled_dot_product_attention(
-        query[:, :, :p], key[:, :, :p], value[:, :, :p], is_causal=True, scale=scale,
-        enable_gqa=query.shape[1] != key.shape[1])
-    q_THD, k_TKD, v_TKD = (x[0, :, p:].transpose(0, 1) for x in (query, key, value))
-    rest_THD = attend(q_THD, k_TKD, v_TKD, fork, [(key[:, :, :p], value[:, :, :p])], scale, None,
-                      None)
-    return torch.cat([first.transpose(1, 2), rest_THD[None]], 1)
+    if any(module is one for one in fork.last):
+        fork.seen, at = True, fork.read_from
+    if fork.whole <= _FEW:
+        out = F.scaled_dot_product_attention(query[:, :, at:], key, value,
+                                             attn_mask=fork.visible_SS[at:], **more)
+        return _behind(out.transpose(1, 2), at)
+    # Split, not sliced: the gradient of a slice is as large as the whole, and mostly zeros.
+    (key_1KPD, k_1KTD), (value_1KPD, v_1KTD) = (x.split([p, fork.tokens], 2) for x in (key, value))
+    _, query_1HPD, q_1HTD = query.split([at, p - at, fork.tokens], 2)
+    first = F.scaled_dot_product_attention(query_1HPD, key_1KPD, value_1KPD, is_causal=not at,
+                                           **more)
+    q_THD, k_TKD, v_TKD = (x.squeeze(0).transpose(0, 1) for x in (q_1HTD, k_1KTD, v_1KTD))
+    rest_THD = attend(q_THD, k_TKD, v_TKD, fork, [(key_1KPD, value_1KPD)], scale, None, None)
+    return _behind(torch.cat([first.transpose(1, 2), rest_THD[None]], 1), at)
+
+
+def _behind(out_1SHD: Any, at: int) -> Any:
+    """The same after `at` places of zeros."""
+    return F.pad(out_1SHD, (0, 0, 0, 0, at, 0)) if at else out_1SHD
 
 
 def mask(*, mask_function: Any = causal_mask_function, attention_mask: Any = None, **_: Any

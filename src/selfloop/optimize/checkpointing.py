@@ -8,7 +8,7 @@ run writes and reads the same keys (optimize/fork.py). Chen et al. 2016, arXiv 1
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import MethodType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -19,6 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from selfloop.optimize.attend import NAME
 from selfloop.optimize.fork import FORK, Fork, forking
+from selfloop.optimize.tail import cut
 
 
 @contextmanager
@@ -29,7 +30,7 @@ def answering(model: Any, fork: Fork | None) -> Iterator[None]:
         return
     configs = configs_of(model)
     before = [config._attn_implementation for config in configs]
-    with forking(fork):
+    with forking(fork), cut(fork) if fork.inside else nullcontext():
         try:
             for config in configs:
                 config._attn_implementation_internal = NAME

@@ -161,7 +161,8 @@ class Shared:
 
     def _in_one(self, rows: Sequence[Row], laid: Layout, entropy: bool
                 ) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
-        hidden_MD = together.hidden(self.model, self.head, self.reader, rows, laid)
+        hidden_MD = together.hidden(self.model, self.head, self.reader, rows, laid,
+                                    self.together.short)
         return self._scored(rows, laid, hidden_MD, entropy)
 
     def _in_two(self, rows: Sequence[Row], laid: Layout, entropy: bool
@@ -236,10 +237,8 @@ class Shared:
         if not self.why_not and not self.together.why_not:
             alone = few(narrow)[-2:]  # two answers to the longest prompt
             if together.fits(Layout(alone, self.reader)):
-                found = self._beside_plain(self._in_one, alone)
-                self.together.why_not, self.together.checked = found[2], True
-                worst, gap = (worst, gap) if found[2] else \
-                    (max(worst, found[0]), max(gap, found[1]))
+                found = self.together.settle(lambda: self._beside_plain(self._in_one, alone))
+                worst, gap = max(worst, found[0]), max(gap, found[1])
         if self.why_not:
             warnings.warn(f"shared prefix off for {type(self.model).__name__}: {self.why_not}; "
                           "training uses the plain path, which is slower", stacklevel=2)

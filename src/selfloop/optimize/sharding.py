@@ -241,5 +241,5 @@ def clip(parameters: Sequence[Any], most: float, total: torch.Tensor) -> None:
     """Scales the gradients, whose norm is `total`, down to a norm of `most`."""
     factor = most / (total + 1e-6)
     if not factor >= 1:  # nor where it is no number
-        for gradient in (p.grad for p in parameters if p.grad is not None):
-            (gradient.to_local() if is_cut(gradient) else gradient).mul_(factor)
+        torch._foreach_mul_([p.grad.to_local() if is_cut(p.grad) else p.grad
+                             for p in parameters if p.grad is not None], factor)

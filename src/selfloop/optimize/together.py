@@ -8,9 +8,10 @@ layers that keep a state for each row need two passes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -21,6 +22,7 @@ from selfloop.optimize.head import Head
 from selfloop.optimize.layout import Layout
 from selfloop.optimize.rows import Row
 from selfloop.optimize.score import Reader
+from selfloop.optimize.tail import last_layer
 
 WORTH = 16
 """Tokens that sharing must save where answers take no second pass."""
@@ -32,11 +34,24 @@ class Way:
 
     why_not: str = ""
     checked: bool = False
+    short: bool = False
+    """Whether the last layer is run only where it is read (tail.py)."""
 
     @property
     def open(self) -> bool:
         """Whether it is taken."""
         return self.checked and not self.why_not
+
+    def settle(self, compare: Callable[[], tuple[float, float, str]]) -> tuple[float, float]:
+        """Find out by comparing, first with a short last layer, then without: the gaps (0 where
+        neither way is exact)."""
+        self.checked = True
+        for short in (True, False):
+            self.short = short
+            worst, gap, self.why_not = compare()
+            if not self.why_not:
+                return worst, gap
+        return 0.0, 0.0
 
 
 class Together(Fork):
@@ -44,8 +59,23 @@ class Together(Fork):
 
     inside = True
 
-    def __init__(self, prompt: int, rows: Sequence[int], device: Any) -> None:
+    def __init__(self, prompt: int, rows: Sequence[int], device: Any,
+                 last: Sequence[Any] = ()) -> None:
         super().__init__([Block(cast(Any, None), prompt, (sum(rows),))], rows, device)
+        self.whole = prompt + self.tokens
+        self.last = last
+        """Modules of the layer of which only the prompt's last token and the answers are read."""
+        self.read_from = prompt - 1 if last else 0
+        self.seen = False
+        """Whether that layer's attention has been run (tail.py)."""
+
+    @cached_property
+    def visible_SS(self) -> torch.Tensor:
+        """What each of the P + T tokens sees, as one mask."""
+        answer_S = torch.tensor([-1] * self.longest + [
+            n for n, count in enumerate(self.rows) for _ in range(count)], device=self.device)
+        same_SS = (answer_S[:, None] == answer_S) | (answer_S < 0)
+        return same_SS & torch.ones_like(same_SS).tril()
 
 
 def fits(laid: Layout) -> bool:
@@ -53,15 +83,15 @@ def fits(laid: Layout) -> bool:
     return len(laid.blocks) == 1 and len(laid.blocks[0]) == 1 and bool(laid.lengths)
 
 
-def hidden(model: Any, head: Head, reader: Reader, rows: Sequence[Row], laid: Layout
-           ) -> torch.Tensor:
+def hidden(model: Any, head: Head, reader: Reader, rows: Sequence[Row], laid: Layout,
+           short: bool) -> torch.Tensor:
     """Hidden states [M, D] from which `laid.ids` are predicted, of rows that `fits` admits."""
     first, p = rows[0], rows[0].prompt
     answers = [t for i in laid.order for t in rows[i].token_ids[p:-1]]
     inputs = reader.inputs([((*first.token_ids[:p], *answers), first.media)])
     device = inputs["input_ids"].device
     keep_M = torch.tensor([p - 1] * len(laid.firsts) + [p + k for k in laid.later], device=device)
-    fork = Together(p, laid.lengths, device)
+    fork = Together(p, laid.lengths, device, last_layer(model) if short else ())
     with answering(model, fork), _numbered(model, fork):
         return head.hidden({**inputs, "use_cache": False}, keep_M)[0]
 
