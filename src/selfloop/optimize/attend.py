@@ -64,7 +64,7 @@ def attention(module: Any, query: Any, key: Any, value: Any, attention_mask: Any
     return fork.own.pad(out_THD) if alone else out_THD[None], None
 
 
-def _whole(module: Any, query: Any, key: Any, value: Any, fork: Any, scale: float) -> torch.Tensor:
+def _whole(module: Any, query: Any, key: Any, value: Any, fork: Any, scale: float) -> Any:
     """[1, P + T, H, D]: one prompt's attention to itself, and its answers' to it and themselves.
 
     In the last layer zeros where nobody reads it (tail.py).
