@@ -10,11 +10,10 @@ import toyland
 from scripted import Scripted, asked, collect
 from selfloop.collect.drawing import draw
 from selfloop.collect.propose import EASIER, HARDER, VISIBLE, AskOrAnswer, Propose
-from selfloop.collect.related import asking
 from selfloop.collect.steered import Steered
 from selfloop.config import SEED, RunConfig
 from selfloop.data import load
-from selfloop.doors import Doors
+from selfloop.doors import Doors, asking
 from selfloop.engines.hf import HFEngine
 from selfloop.engines.toy import ToyEngine
 from selfloop.methods import build_loop

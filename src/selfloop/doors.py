@@ -236,3 +236,13 @@ def is_async(component: Any) -> bool:
 def user(text: str) -> tuple[Message, ...]:
     """One user message of plain text."""
     return (Message(role="user", content=(Part(text=text),)),)
+
+
+def asking(sample: Sample, question: str) -> Context:
+    """Another question about a sample's pictures."""
+    placeholders = tuple(Part(type=m.kind) for m in sample.media)
+    message = user(question)[0]
+    return Context(
+        prompt=(message.model_copy(update={"content": (*placeholders, *message.content)}),),
+        media=sample.media,
+    )

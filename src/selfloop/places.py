@@ -1,4 +1,4 @@
-"""Picture operations at a place that is asked for: a part enlarged, or a part framed.
+"""Picture operations at a place that is asked for: a part enlarged, framed or erased.
 
 They have no randomness. `ImageOp.key` says where, as "x0,y0,x1,y1" in thousandths of the sides, so
 that a tool's view of a picture is stored as two words and re-derived whenever it is read.
@@ -6,10 +6,13 @@ that a tool's view of a picture is stored as two words and re-derived whenever i
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 
+import numpy as np
 from PIL import Image, ImageDraw
 
+from selfloop.keys import generator
 from selfloop.roles import SelfloopError
 from selfloop.types import ImageOp
 
@@ -58,5 +61,25 @@ def box(image: Image.Image, corners: Corners) -> Image.Image:
     return found
 
 
-PLACED: dict[str, Callable[[Image.Image, Corners], Image.Image]] = {"region": region, "box": box}
+def erase(image: Image.Image, corners: Corners) -> Image.Image:
+    """The picture without a part: filled with pixels from the rest that are most like its ground.
+
+    The ground is the median colour; the two fifths of all pixels nearest to it are laid over the
+    part in an order drawn from the picture itself, so that paper keeps its grain. It is no
+    inpainting: what stands before a varied ground leaves a patch.
+    """
+    left, top, right, bottom = (round(c) for c in corners)
+    values = np.asarray(image).copy()
+    flat = values.reshape(-1, values.shape[-1])
+    away = np.abs(flat.astype(np.int16) - np.median(flat, axis=0)).sum(axis=1)
+    ground = flat[away <= np.quantile(away, 0.4)]
+    rng = generator(hashlib.sha256(values.tobytes()).hexdigest())
+    shape = values[top:bottom, left:right].shape
+    values[top:bottom, left:right] = ground[
+        rng.integers(len(ground), size=shape[0] * shape[1])].reshape(shape)
+    return Image.fromarray(values)
+
+
+PLACED: dict[str, Callable[[Image.Image, Corners], Image.Image]] = {
+    "region": region, "box": box, "erase": erase}
 """Operations without randomness: their key is where, as "x0,y0,x1,y1" in thousandths."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from selfloop.collect.conditioning import noted
-from selfloop.collect.related import asking
+from selfloop.doors import asking
 from selfloop.roles import Generate, Sampling
 from selfloop.types import Rollout, Sample
 

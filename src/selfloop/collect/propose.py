@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from selfloop.collect.conditioning import noted
-from selfloop.collect.related import asking
 from selfloop.collect.tags import Parsed, one_of, tagged
+from selfloop.doors import asking
 from selfloop.roles import Generate, Sampler, Sampling, call_by_name
 from selfloop.types import Rollout, Sample
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from selfloop.doors import user
+from selfloop.doors import asking
 from selfloop.roles import Generate, Sampling
-from selfloop.types import Context, Part, Rollout, Sample
+from selfloop.types import Context, Rollout, Sample
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,3 @@ class RelatedQuestions:
                 )
                 found.append((context.seen_as(media), f"q{q}v{view}", question))
         return found
-
-
-def asking(sample: Sample, question: str) -> Context:
-    """Another question about a sample's pictures."""
-    placeholders = tuple(Part(type=m.kind) for m in sample.media)
-    message = user(question)[0]
-    return Context(
-        prompt=(message.model_copy(update={"content": (*placeholders, *message.content)}),),
-        media=sample.media,
-    )

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from selfloop import keys
 from selfloop.collect.conditioning import noted
-from selfloop.collect.related import asking
 from selfloop.collect.tags import one_number, tagged
+from selfloop.doors import asking
 from selfloop.roles import Generate, Sampling, SelfloopError
 from selfloop.types import Context, Media, Rollout, Sample
 
