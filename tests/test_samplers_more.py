@@ -441,8 +441,8 @@ def test_looks_are_limited():
 
 
 def test_a_tool_s_view_opens_as_a_picture(tmp_path):
-    places = pytest.importorskip("selfloop.places")  # the operations `region` and `box`
-    assert set(places.PLACED) == {"region", "box"}
+    places = pytest.importorskip("selfloop.places")  # the operations `region`, `box` and `erase`
+    assert set(places.PLACED) == {"region", "box", "erase"}
     image = Image.new("RGB", (100, 60), (0, 0, 200))
     image.paste((250, 250, 0), (0, 0, 50, 30))
     image.save(tmp_path / "a.png")
