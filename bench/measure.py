@@ -29,16 +29,17 @@ def race(sides: Mapping[str, Work], repeats: int) -> dict[str, list[float]]:
     warm = {name: _timed(sides[name]) for name in order}  # allocator, threads, optimizer moments
     for turn in range(repeats if sum(warm.values()) <= SLOW else min(FEW, repeats)):
         for name in order if turn % 2 == 0 else reversed(order):
-            if min([warm[name], *seconds[name]]) < AGAIN:
-                sides[name]()
-            seconds[name].append(_timed(sides[name]))
+            short = min([warm[name], *seconds[name]]) < AGAIN
+            seconds[name].append(_timed(sides[name], twice=short))
     return seconds
 
 
-def _timed(work: Work) -> float:
-    gc.collect()
+def _timed(work: Work, *, twice: bool = False) -> float:
+    gc.collect()  # before the untimed run: it goes through every object there is
     gc.disable()
     try:
+        if twice:
+            work()
         _wait()
         began = time.perf_counter()
         work()
