@@ -76,7 +76,7 @@ def _whole(module: Any, query: Any, key: Any, value: Any, fork: Any, scale: floa
         fork.seen, at = True, fork.read_from
     if fork.whole <= _FEW:
         out = F.scaled_dot_product_attention(query[:, :, at:], key, value,
-                                             attn_mask=fork.visible_SS[at:], **more)
+                                             attn_mask=fork.hidden_SS(query.dtype)[at:], **more)
         return _behind(out.transpose(1, 2), at)
     # Split, not sliced: the gradient of a slice is as large as the whole, and mostly zeros.
     (key_1KPD, k_1KTD), (value_1KPD, v_1KTD) = (x.split([p, fork.tokens], 2) for x in (key, value))

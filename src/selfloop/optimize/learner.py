@@ -222,14 +222,13 @@ class Learner(Versions):
         self._decay = optim.ema or self._decay
         optimizer = self._adamw(optim)
         for group in optimizer.param_groups:
-            group["lr"] = lr
-            group["weight_decay"] = optim.weight_decay
-            group["betas"] = optim.betas
+            group.update(lr=lr, weight_decay=optim.weight_decay, betas=optim.betas)
         before = self._copy() if self._decay and not self._average else {}
         optimizer.step()
         if self._decay:
             self._average_in(self._decay, before)
-        optimizer.zero_grad(set_to_none=True)
+        for parameter in parameters:  # as zero_grad does, which looks at each in many ways
+            parameter.grad = None
         self.serves_average = optim.publish == "ema"
         return {"grad_norm": float(total), **norms}
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -68,14 +67,17 @@ class Together(Fork):
         self.read_from = prompt - 1 if last else 0
         self.seen = False
         """Whether that layer's attention has been run (tail.py)."""
+        self._hidden: dict[torch.dtype, torch.Tensor] = {}
 
-    @cached_property
-    def visible_SS(self) -> torch.Tensor:
-        """What each of the P + T tokens sees, as one mask."""
-        answer_S = torch.tensor([-1] * self.longest + [
-            n for n, count in enumerate(self.rows) for _ in range(count)], device=self.device)
-        same_SS = (answer_S[:, None] == answer_S) | (answer_S < 0)
-        return same_SS & torch.ones_like(same_SS).tril()
+    def hidden_SS(self, dtype: torch.dtype) -> torch.Tensor:
+        """What each of the P + T tokens does not see, as numbers to add to scores: 0 or -inf."""
+        if dtype not in self._hidden:
+            answer_S = torch.tensor([-1] * self.longest + [
+                n for n, count in enumerate(self.rows) for _ in range(count)], device=self.device)
+            sees_SS = ((answer_S[:, None] == answer_S) | (answer_S < 0)).tril()
+            self._hidden[dtype] = torch.zeros(
+                sees_SS.shape, dtype=dtype, device=self.device).masked_fill(~sees_SS, -torch.inf)
+        return self._hidden[dtype]
 
 
 def fits(laid: Layout) -> bool:
