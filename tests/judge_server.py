@@ -63,18 +63,17 @@ class _Handler(BaseHTTPRequestHandler):
             script.most_busy = max(script.most_busy, script.busy)
         try:
             reply = script.says(json.loads(raw), n)
+            time.sleep(reply.wait if isinstance(reply, Reply) else 0)
+            with script.lock:  # a client that has its answer may ask again before we are done
+                script.busy -= 1
             self._send(reply if isinstance(reply, Reply) else Reply(reply))
             if not isinstance(reply, Reply) or (reply.status == 200 and not reply.hang_up):
                 with script.lock:
                     script.answered.append(hashlib.sha256(raw).hexdigest())
         except OSError:
             pass  # the client has gone
-        finally:
-            with script.lock:
-                script.busy -= 1
 
     def _send(self, reply: Reply) -> None:
-        time.sleep(reply.wait)
         if reply.hang_up:
             self.connection.close()
             return
