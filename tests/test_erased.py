@@ -65,7 +65,8 @@ def test_an_object_of_a_scene_is_gone_to_the_eye_of_a_threshold() -> None:
 
 def things(sample: Sample, gold: str) -> list[Thing]:
     return [Thing(LEFT, "a dog", (("is there a cat ?", "yes", "no"),
-                                  ("is there a dog ?", "yes", None)))] if " and " in gold else []
+                                  ("is there a dog ?", "yes", None),
+                                  ("how many ?", None, "1")))] if " and " in gold else []
 
 
 def told(maker: WithAndWithout, sample: Sample, gold: object = "a cat and a dog") -> list[object]:
@@ -80,7 +81,7 @@ def test_what_is_right_of_the_erased_picture_is_shown_and_the_questions_of_both(
     assert told(WithAndWithout(things), asked()) == [
         {"target": ("what is it ?", place, "a dog")},
         {"target": (cat, [], "yes")}, {"target": (cat, place, "no")},
-        {"target": (dog, [], "yes")}]
+        {"target": (dog, [], "yes")}, {"target": ("how many ?", place, "1")}]
 
 
 def test_pairs_prefer_the_right_answer_and_the_right_picture() -> None:

@@ -28,7 +28,7 @@ NAME = "selfloop_fork"
 """What the decoder's attention is called while answers run."""
 _HIDDEN = -1e30
 """A score that no softmax sees, finite so that rows without any visible key stay numbers."""
-_FEW = 128
+_FEW = 192
 """Tokens of a prompt and its answers up to which one masked kernel beats three smaller ones."""
 
 

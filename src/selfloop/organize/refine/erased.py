@@ -23,9 +23,9 @@ class Thing:
     """Left, top, right, bottom, in thousandths of the picture's sides."""
     without: str
     """The gold answer once it is gone."""
-    questions: tuple[tuple[str, str, str | None], ...] = ()
+    questions: tuple[tuple[str, str | None, str | None], ...] = ()
     """(question, answer with it, answer without it): what the gold answer settles besides. None:
-    the question is asked of the whole picture alone."""
+    the question is not asked of that picture."""
 
 
 @dataclass(frozen=True)
@@ -68,15 +68,14 @@ class WithAndWithout:
         for context, right, less in (
                 (sample.context, gold, thing.without),
                 *((asking(sample, q), yes, no) for q, yes, no in thing.questions)):
-            whole = Branch(context=context, text=right)
-            if context is not sample.context:  # the sample's own answer is not for this maker
-                shown(whole)
-            if less is None:
-                continue
-            wrong, mended = (Branch(context=context.seen_as(erased), text=text)
-                             for text in (right, less))
-            shown(mended)
-            if self.pairs and right != less:
+            gone = context.seen_as(erased)
+            if right is not None and context is not sample.context:
+                shown(Branch(context=context, text=right))  # its own answer others imitate
+            if less is not None:
+                shown(Branch(context=gone, text=less))
+            if self.pairs and None not in (right, less) and right != less:
+                wrong = Branch(context=gone, text=right)
                 found += [Pair(branches={"chosen": better, "rejected": wrong}, sample=sample.id,
-                               why=why) for better in (mended, whole)]
+                               why=why) for better in (Branch(context=gone, text=less),
+                                                       Branch(context=context, text=right))]
         return found
