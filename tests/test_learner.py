@@ -207,6 +207,22 @@ def test_a_signal_that_the_loss_cannot_read_and_odd_token_advantages_are_named()
         toy.forward_backward([bad], GRPO(), {})
 
 
+def test_clipped_steps_are_those_of_clipped_gradients():
+    """Over several, since AdamW's first one is the same at every length of the gradient."""
+    toy = engine()
+    mine = toy.table.detach().clone().requires_grad_()
+    by_hand = torch.optim.AdamW([mine], lr=0.1, betas=Optim().betas, weight_decay=0.0)
+    made = signals(toy, "demonstration")
+    for batch, most in ((made, 0.01), (made[:2], 1e-4), (made[3:], 100.0)):
+        toy.forward_backward(batch, SFT(), {})
+        mine.grad = toy.table.grad.clone()
+        norm = float(torch.nn.utils.clip_grad_norm_([mine], most))
+        by_hand.step()
+        assert toy.optim_step(Optim(clip=most), 0.1)["grad_norm"] == pytest.approx(norm, rel=1e-5)
+        assert (norm > most) == (most < 1), "the last one is not clipped"
+        assert torch.allclose(toy.table, mine, rtol=1e-5, atol=1e-7)
+
+
 def test_token_advantages_weigh_their_own_tokens():
     toy = engine()
     signal = signals(toy, "advantage")[1]

@@ -212,7 +212,7 @@ class Learner(Versions):
         """Clip, step, clear. Refuses an update that divergence.Guard does not let pass."""
         parameters = list(self.policy.trainable().values())
         total, norms = gradient_norms(self.policy.trainable(), self._parts())
-        sharding.clip(parameters, optim.clip, total)
+        divisor = sharding.clip(parameters, optim.clip, total)
         try:
             self.guard.check(float(total), optim, lr)
         except SelfloopError:
@@ -220,7 +220,8 @@ class Learner(Versions):
                 parameter.grad = None
             raise
         self._decay = optim.ema or self._decay
-        optimizer = self._adamw(optim)
+        optimizer: Any = self._adamw(optim)
+        optimizer.grad_scale = divisor  # where GradScaler puts its own
         for group in optimizer.param_groups:
             group.update(lr=lr, weight_decay=optim.weight_decay, betas=optim.betas)
         before = self._copy() if self._decay and not self._average else {}

@@ -237,9 +237,15 @@ def norms(gradients: Sequence[Any]) -> torch.Tensor:
     return found_N
 
 
-def clip(parameters: Sequence[Any], most: float, total: torch.Tensor) -> None:
-    """Scales the gradients, whose norm is `total`, down to a norm of `most`."""
-    factor = most / (total + 1e-6)
-    if not factor >= 1:  # nor where it is no number
-        torch._foreach_mul_([p.grad.to_local() if is_cut(p.grad) else p.grad
-                             for p in parameters if p.grad is not None], factor)
+def clip(parameters: Sequence[Any], most: float, total: torch.Tensor) -> torch.Tensor | None:
+    """Gradients, whose norm is `total`, down to a norm of `most`: what fused AdamW is to divide
+    them by as it reads them, which spares a pass over all of them. None: nothing, or it was done
+    here, as where some are cut, whose divisor would have to be cut as well."""
+    over = ((total + 1e-6) / most).float()
+    if over <= 1:
+        return None
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not any(map(is_cut, gradients)):
+        return over
+    torch._foreach_mul_([g.to_local() if is_cut(g) else g for g in gradients], 1 / over)
+    return None
