@@ -258,7 +258,7 @@ class Killed(Exception):
 @pytest.mark.parametrize("moment", [("decided", 0), pytest.param(
     ("gathered", 1), marks=pytest.mark.slow), pytest.param(("learned", 2), marks=pytest.mark.slow)])
 def test_a_run_with_actions_resumes_to_the_same_bits(questions, tmp_path, moment):
-    from test_contracts import contents
+    from killing import contents
 
     def die(event, facts):
         if (event, facts.get("iteration", facts.get("step"))) == moment:

@@ -2,37 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import random
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 import toyland
+from killing import DONE, KILLED, contents, perform
 from selfloop.store import RunFolder
 
 NAMES = sorted(toyland.loops())
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Everything of a run that must be equal bit for bit: all but the clock's log."""
-    return {
-        str(p.relative_to(folder)): p.read_bytes()
-        for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "events.jsonl"
-    }
-
-
-def process(name: str, folder: Path, data: Path, kill_at: int | None = None) -> int:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    if kill_at is not None:
-        environment["SELFLOOP_KILL_AT"] = str(kill_at)
-    code = ("import toyland, sys; from pathlib import Path; "
-            "toyland.perform(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))")
-    return subprocess.run(
-        [sys.executable, "-c", code, name, str(folder), str(data)], env=environment,
-        cwd=Path(toyland.__file__).parent, stdout=subprocess.DEVNULL, check=False).returncode
 
 
 @pytest.fixture(scope="module")
@@ -109,11 +87,19 @@ def test_save_every_keeps_few_checkpoints_and_learning_improves(whole):
     assert iterations[-1].reward > iterations[0].reward
 
 
+@pytest.fixture(scope="module")
+def resumed(whole, tmp_path_factory):
+    """Every contract killed once at a seeded random write, and run again: (exit codes, folder)."""
+    folders = {name: tmp_path_factory.mktemp(f"killed-{name}") for name in NAMES}
+    ends = perform(whole["data"], [
+        (name, folder, moment) for name, folder in folders.items()
+        for moment in (random.Random(f"kill {name}").randrange(10, 60), None)])
+    return {name: (ends[2 * i:2 * i + 2], folders[name]) for i, name in enumerate(NAMES)}
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_killed_anywhere_and_resumed_equals_uninterrupted(whole, name, tmp_path):
-    """One seeded random kill a contract; every write boundary is covered in test_kill.py."""
-    folder, _ = whole[name]
-    moment = random.Random(f"kill {name}").randrange(10, 60)
-    assert process(name, tmp_path, whole["data"], moment) == -9
-    assert process(name, tmp_path, whole["data"]) == 0
-    assert contents(tmp_path) == contents(folder)
+def test_killed_anywhere_and_resumed_equals_uninterrupted(whole, resumed, name):
+    """Every write boundary is covered in test_kill.py."""
+    ends, folder = resumed[name]
+    assert ends == [KILLED, DONE]
+    assert contents(folder) == contents(whole[name][0])

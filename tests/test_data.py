@@ -217,7 +217,7 @@ BAD = {
     "no question": ({"qestion": "a?", "answer": "b"}, "did you mean 'question' by 'qestion'"),
     "a misspelt label": ({"prompt": "a?", "lable": "b"}, "no label column among the columns"),
     "an empty question": ({"prompt": ""}, "no question"),
-    "a video": ({"prompt": "a?", "videos": ["a.mp4"]}, "only pictures"),
+    "a video": ({"prompt": "a?", "videos": ["a.mp4"]}, "a.mp4: no such"),
     "a strange role": ({"messages": [{"role": "boss", "content": "a"}]}, "the role 'boss'"),
     "a KTO row": ({"prompt": "a?", "completion": "b", "label": True}, "(KTO)"),
 }

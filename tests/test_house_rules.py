@@ -22,6 +22,7 @@ LAYERS: list[tuple[str, ...]] = [
      "selfloop.pictures", "selfloop.media_index", "selfloop.durations", "selfloop.interrupting",
      "selfloop.egress",
      "selfloop.yaml_lines",
+     "selfloop.video", "selfloop.sound", "selfloop.row_media",
      "selfloop.formats",
      "selfloop.sources",
      "selfloop.row_to_sample", "selfloop.data", "selfloop.store",

@@ -14,55 +14,7 @@ from pathlib import Path
 import pytest
 
 import toyland
-from test_contracts import contents
-
-HERE = Path(__file__).parent
-
-FORK = """
-import json, os, signal, sys
-from pathlib import Path
-import selfloop.optimize.learner, toyland
-from selfloop import store
-
-name, data, jobs = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
-written = []
-
-def perform(folder, moment):
-    plain, put = store.boundary, []
-    def boundary(kind):
-        plain(kind)
-        put.append(kind)
-        if moment == len(put) or moment == kind:
-            os.kill(os.getpid(), signal.SIGKILL)
-    store.boundary = boundary
-    toyland.perform(name, Path(folder), data)
-    Path(folder + ".trace").write_text("\\n".join(put))
-
-ends = []
-for folder, moment in jobs:
-    child = os.fork()  # torch is imported once; no thread has been started yet
-    if not child:
-        try:
-            perform(folder, moment)
-            os._exit(0)
-        except BaseException as error:
-            print(repr(error), file=sys.stderr)
-            os._exit(1)
-    ends.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-print(json.dumps(ends))
-"""
-KILLED, DONE = -signal.SIGKILL, 0
-
-
-def perform(name: str, data: Path, jobs: list[tuple[Path, int | str | None]]) -> list[int]:
-    """Run a contract in each folder, one after the other, each in a process of its own; killed at
-    its k-th write boundary, at the first of a name, or not at all. Returns the exit codes."""
-    found = subprocess.run(
-        [sys.executable, "-c", FORK, name, str(data), json.dumps([(str(f), k) for f, k in jobs])],
-        cwd=HERE, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-        check=False)
-    assert found.returncode == 0, found.stderr
-    return list(json.loads(found.stdout.splitlines()[-1]))
+from killing import DONE, KILLED, contents, perform
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +22,7 @@ def reference(request, tmp_path_factory):
     """(contract, its data, everything an uninterrupted run leaves, its write boundaries)."""
     data, folder = (tmp_path_factory.mktemp(request.param) / n for n in ("data", "whole"))
     toyland.samples(data, 18)  # so that no run writes pictures
-    assert perform(request.param, data, [(folder, None)]) == [DONE]
+    assert perform(data, [(request.param, folder, None)]) == [DONE]
     return request.param, data, contents(folder), Path(f"{folder}.trace").read_text().splitlines()
 
 
@@ -80,7 +32,7 @@ def test_killed_at_every_write_boundary_and_resumed(reference, tmp_path):
     name, data, whole, found = reference
     assert len(found) > 60
     moments = {k: tmp_path / f"killed-{k}" for k in range(1, len(found) + 1)}
-    ends = perform(name, data, [(f, m) for k, f in moments.items() for m in (k, None)])
+    ends = perform(data, [(name, f, m) for k, f in moments.items() for m in (k, None)])
     assert ends == [KILLED, DONE] * len(found)
     wrong = [found[k - 1] for k, folder in moments.items() if contents(folder) != whole]
     assert not wrong, f"another end after a kill at {wrong}"
@@ -95,7 +47,7 @@ def test_killed_again_and_again_in_one_folder(reference, tmp_path):
              "before iteration.json")
     assert set(kinds) <= set(found), "a run no longer writes what this test kills it at"
     often = tmp_path / "often"
-    ends = perform(name, data, [*((often, kind) for kind in kinds), (often, None)])
+    ends = perform(data, [*((name, often, kind) for kind in kinds), (name, often, None)])
     assert ends.count(KILLED) >= 5 and ends[-1] == DONE
     assert contents(often) == whole
 
@@ -107,7 +59,8 @@ def test_killed_after_the_last_word_nothing_is_left_over(reference, tmp_path):
     last = max(i for i, kind in enumerate(found, 1) if kind == "after iteration.json")
     cut = tmp_path / "cut"
     copy = tmp_path / "copy"
-    assert perform(name, data, [(cut, last), (copy, last), (cut, None)]) == [KILLED, KILLED, DONE]
+    jobs = [(name, cut, last), (name, copy, last), (name, cut, None)]
+    assert perform(data, jobs) == [KILLED, KILLED, DONE]
     assert contents(copy) != whole, "or this tests nothing"
     assert contents(cut) == whole
 

@@ -14,6 +14,7 @@ import torch
 import toyland
 from hf_models import asked as pictured
 from hf_models import llava, open_picture
+from killing import contents
 from selfloop.engines.toy import ToyEngine
 from selfloop.learning import learn
 from selfloop.loop import Learn
@@ -29,7 +30,6 @@ from selfloop.pictures import Library
 from selfloop.roles import Optim, Request, Sampling, SelfloopError
 from selfloop.running import run
 from selfloop.types import Branch, Demonstration, Pair
-from test_contracts import contents
 from test_learner import asked, engine, signals
 
 OPTIM = Optim(lr=0.1)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from killing import contents
 from scripted import Scripted, asked, collect
 from selfloop import keys, store
 from selfloop.collect.drawing import draw
@@ -33,7 +34,6 @@ from selfloop.running import run
 from selfloop.store import RunFolder
 from selfloop.testbeds import digits, walls
 from selfloop.types import Branch, Sample
-from test_contracts import contents
 
 TASKS = ("largest", "smallest", "even")
 RIGHT = LastTurn(exact)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 import toyland
+from killing import contents
 from scripted import Scripted, asked, collect
 from selfloop.collect.drawing import draw
 from selfloop.collect.propose import EASIER, HARDER, VISIBLE, AskOrAnswer, Propose
@@ -34,7 +35,6 @@ from selfloop.stepping import proposed
 from selfloop.store import RunFolder
 from selfloop.testbeds import digits
 from selfloop.types import Group, Rollout, Sample, Verdict
-from test_contracts import contents
 
 QUESTIONS = tuple(f"<question>{q}?</question>" for q in ("why", "who", "where", "when"))
 WORDS = ("yes", "no", "left", "right")

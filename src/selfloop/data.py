@@ -129,25 +129,29 @@ def load(
     source: Any, *, split: str | None = None, root: str | Path | None = None,
     task: str | None = None, answer: str | None = None, limit: int | None = None,
     on_bad: Literal["raise", "report"] = "raise", pages: Pages = "all",
-    limits: Limits = LIMITS, images: str | Path | None = None,
+    frames: int = 8, limits: Limits = LIMITS, images: str | Path | None = None,
 ) -> Samples:
     """Rows of any known shape (formats.py) from any known source (sources.py), as Samples.
 
     `root` is where relative picture paths start (else the data's own folder); `task` the question
     for rows that have none; `answer` names the label column if it has an unusual name; `limit`
-    stops after that many rows. Pictures that come as bytes are stored in `images`, by default
-    `.selfloop/images` beside the data. Columns that are not understood go to `Sample.meta`.
+    stops after that many rows. A video becomes its frames, each after its time: at most `frames`
+    of a file, at even distances (told in `.notes`), and all that a row lists. Media that come as
+    bytes are stored in `images`, by default `.selfloop/images` beside the data. Columns that are
+    not understood go to `Sample.meta`.
     With on_bad="raise" a bad row raises SelfloopError, after all were looked at, naming the first
     and how many there are; with "report" they are left out and listed in `.problems`.
     """
     if on_bad not in ("raise", "report"):
         raise SelfloopError(f'on_bad={on_bad!r}: expected "raise" or "report"')
+    if frames < 1:
+        raise SelfloopError(f"frames={frames}: expected at least 1")
     if isinstance(source, Samples):
         return source if limit is None else source.take(limit)
     found = source if isinstance(source, Source) else source_of(source, split)
     base = Path(root) if root is not None else found.home or Path(".")
     index = MediaIndex(base.absolute(), found.home, images=Path(images) if images else None,
-                       pages=pages, limits=limits)
+                       pages=pages, frames=frames, limits=limits)
     maker = _Maker()
     try:
         _read_rows(found, maker, index, task, answer, limit)

@@ -22,6 +22,7 @@ from PIL import (  # the plug-ins register themselves on import
     WebPImagePlugin,
 )
 
+from selfloop import video
 from selfloop.roles import SelfloopError
 
 # Naming them keeps the imports that register them from looking unused.
@@ -44,7 +45,11 @@ class Limits:
     pixels: int = 50_000_000
     """Width times height of one page."""
     frames: int = 64
-    """Pages of a TIFF, frames of an animation."""
+    """Pages of a TIFF, frames of an animation that is given as a picture."""
+    video_frames: int = 200_000
+    """Frames of a video, two hours at 25 a second; how many are shown is another matter."""
+    seconds: float = 600
+    """Of sound."""
 
 
 LIMITS = Limits()
@@ -77,6 +82,8 @@ def _opened(data: bytes, name: str) -> Image.Image:
         except _BROKEN:
             continue
     what = "an empty file" if not data else "not a picture that can be read, or cut off"
+    if video.container(data) is not None:
+        what = "a video where a picture should be: give it in the column video"
     raise SelfloopError(f"{name}: {what}; expected {', '.join(SUFFIXES)}")
 
 
@@ -112,12 +119,14 @@ def _check_pixels(image: Image.Image, name: str, limits: Limits) -> None:
 
 
 def decode(data: bytes, name: str, *, page: int = 0, limits: Limits = LIMITS) -> Image.Image:
-    """One page as an RGB picture, upright by its EXIF tag, transparency laid over white.
+    """One page, or frame of a video, as an RGB picture: upright, transparency laid over white.
 
     Grey pictures of more than 8 bits (I;16, I, F) are stretched so that their darkest pixel is
     black and their brightest white, because scans seldom fill the range; a constant one is black.
     `name` is for the error message. Raises SelfloopError, always in one line.
     """
+    if video.container(data) is not None:
+        return video.frame(data, name, page)
     image = _opened(data, name)
     _check_pixels(image, name, limits)
     try:

@@ -1,6 +1,6 @@
 """The row shapes that peers use, each recognised by its columns, and what they mean as a Sample.
 
-A row becomes messages (texts and picture marks in order), pictures, gold values and the rest:
+A row becomes messages (texts and marks of media in order), media, gold values and the rest:
 
 - selfloop's own Sample JSON, or a table with it in the column `json`;
 - `conversations` (ShareGPT, LLaVA, LLaMA-Factory) and `messages` (ms-swift, TRL): a last turn of
@@ -22,14 +22,13 @@ from typing import Any
 from pydantic import JsonValue
 
 from selfloop.roles import SelfloopError
+from selfloop.row_media import PARTS, Given, Mark, mark_of, media_of
 
 QUESTIONS = ("prompt", "question", "problem", "query")
-PICTURES = ("images", "image", "image_path", "file_name", "file", "filename", "path")
 ANSWERS = ("answer", "label", "solution", "ground_truth", "answers")
 RATIONALES = ("rationale", "chain", "cot")
 UNREAD = ("chosen", "rejected", "completion")
 """Columns of preference data that a Sample has no place for; left out with a note."""
-MARKER = "<image>"
 _OPTIONS = "ABCDEFGHIJ"
 _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "observation": "tool",
           "function_response": "tool", "function_call": "assistant", "tool_call": "assistant"}
@@ -45,22 +44,15 @@ class BadRow(SelfloopError):
         self.field, self.what, self.mend = field, what, mend
 
 
-@dataclass(frozen=True)
-class Mark:
-    """A picture's place in a message; `picture` where the message itself holds it."""
-
-    picture: Any = None
-
-
 Messages = list[tuple[str, list[str | Mark]]]
 
 
 @dataclass
 class Draft:
-    """A row, understood: not yet a Sample, because its pictures are not yet found."""
+    """A row, understood: not yet a Sample, because its media are not yet found."""
 
     messages: Messages
-    pictures: list[Any]
+    media: list[Given]
     answer: JsonValue = None
     rationale: str | None = None
     meta: dict[str, JsonValue] = field(default_factory=dict)
@@ -73,13 +65,10 @@ def draft(row: Row, *, task: str | None = None, answer: str | None = None) -> Dr
     Raises BadRow naming the columns that exist when nothing fits.
     """
     row = {name: value for name, value in row.items() if value is not None}
-    for kind in ("videos", "video", "audios", "audio"):
-        if row.get(kind):
-            raise BadRow(kind, "only pictures can be loaded so far", "leave these rows out")
     messages, used = _messages(row, task)
-    pictures, picture_columns = _pictures(row)
-    found = Draft(messages=messages, pictures=pictures)
-    used |= picture_columns | _gold(row, found, answer)
+    media, columns = media_of(row)
+    found = Draft(messages=messages, media=media)
+    used |= columns | _gold(row, found, answer)
     if used & {"conversations", "messages"}:
         _last_turn(found)
     _rest(row, used, found)
@@ -174,31 +163,15 @@ def _parts(column: str, content: Any) -> list[str | Mark]:
         kind = part.get("type") or "text" if isinstance(part, Mapping) else None
         if kind == "text":
             pieces.append(str(part.get("text") or ""))
-        elif kind in ("image", "image_url"):
-            pieces.append(Mark(next((part[k] for k in ("image", "image_url", "url", "path")
-                                     if part.get(k) is not None), None)))
+        elif kind in PARTS:
+            pieces.append(mark_of(column, part))
         else:
             raise BadRow(column, f"a content part {kind or type(part).__name__!r}",
-                         "expected parts of type text or image")
+                         "expected parts of type text, image, video or audio")
     return pieces
 
 
-# -- pictures and gold values -------------------------------------------------------------------
-
-
-def _pictures(row: Row) -> tuple[list[Any], set[str]]:
-    column = next((name for name in PICTURES if name in row and len(_as_list(row[name]))), None)
-    if column is None:
-        return [], set(PICTURES[:2])
-    # `image` beside `images` says the same once more; other names may be ordinary columns.
-    return _as_list(row[column]), {column, *PICTURES[:2]}
-
-
-def _as_list(value: Any) -> list[Any]:
-    if isinstance(value, str) and value.startswith("["):
-        with contextlib.suppress(ValueError):  # a file name may start with a bracket
-            value = json.loads(value)
-    return list(value) if isinstance(value, list | tuple) else [value]
+# -- gold values ----------------------------------------------------------------------------------
 
 
 def _gold(row: Row, found: Draft, answer: str | None) -> set[str]:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from selfloop.data import Problem, Samples, load
-from selfloop.formats import PICTURES
 from selfloop.pictures import Library, Limits, find, near_duplicates, perceptual_hash
 from selfloop.roles import SelfloopError
+from selfloop.row_media import PICTURES
 from selfloop.splitting import joined
 from selfloop.types import Sample
 

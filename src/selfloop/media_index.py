@@ -1,29 +1,35 @@
-"""Each picture of a data set is hashed once: the hashes are kept in a cache beside the data."""
+"""Each medium of a data set is hashed once: the hashes are kept in a cache beside the data."""
 
 from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from selfloop import sound, video
 from selfloop.pictures import (
     LIMITS,
     Library,
     Limits,
     Pages,
     as_media,
+    bytes_of,
     header,
     read,
     refuse_remote,
 )
 from selfloop.pictures import write_whole as put
 from selfloop.roles import SelfloopError
-from selfloop.types import Media
+from selfloop.types import ImageOp, Media
+
+Frames = list[tuple[Media, float | None]]
+"""Frames of a video in order, and the seconds at which each is shown, if that is known."""
 
 
 class MediaIndex:
@@ -37,9 +43,9 @@ class MediaIndex:
 
     def __init__(
         self, root: Path, home: Path | None, *, images: Path | None = None,
-        pages: Pages = "all", limits: Limits = LIMITS,
+        pages: Pages = "all", frames: int = 8, limits: Limits = LIMITS,
     ) -> None:
-        self.root, self.pages, self.limits = root, pages, limits
+        self.root, self.pages, self.most, self.limits = root, pages, frames, limits
         writable = home is not None and os.access(home, os.W_OK)
         self._cache = home / ".selfloop" / "media.json" if home and writable else None
         at = images or (home / ".selfloop" / "images" if home and writable else _user_cache())
@@ -70,6 +76,89 @@ class MediaIndex:
             '{"bytes": ..., "path": ...} or a PIL picture'
         )
 
+    def sound(self, given: Any) -> Media:
+        """The Media of a sound: a path, bytes, base64 text or {"bytes", "path"}.
+
+        Raises SelfloopError when it is none, or longer than the limit.
+        """
+        data, path = self._found(given, "sound")
+
+        def looked(data: bytes, name: str) -> list[Any]:
+            return [round(sound.decode(data, name, seconds=self.limits.seconds).seconds, 3)]
+
+        sha256, uri, size, (seconds,) = self._looked_at(data, path, "sound", looked)
+        return Media(kind="audio", sha256=sha256,
+                     meta={"uri": uri, "size": size, "seconds": seconds})
+
+    def frames(self, given: Any, fps: float | None = None) -> tuple[Frames, int]:
+        """(frame, seconds or None) of a video, and how many frames it has.
+
+        A file, bytes, base64 text or {"bytes", "path"}: at most `frames` at even distances, each
+        the page of the file that it is, so that no frame is stored. A list of pictures: all of
+        them, `fps` a second. Raises SelfloopError saying what is wrong with it.
+        """
+        if isinstance(given, list | tuple):
+            return self._listed(given, fps)
+        data, path = self._found(given, "video")
+
+        def looked(data: bytes, name: str) -> list[Any]:
+            times = video.times(data, name, frames=self.limits.video_frames,
+                                pixels=self.limits.pixels)
+            return [len(times), [[k, times[k]] for k in video.spread(len(times), self.most)]]
+
+        what = f"{self.most} frames"
+        sha256, uri, size, (count, chosen) = self._looked_at(data, path, what, looked)
+        return [(Media(sha256=sha256, meta={"uri": uri, "size": size, "frame": k, "frames": count},
+                       ops=(ImageOp(name="page", key=str(k)),) if k else ()), seconds)
+                for k, seconds in chosen], count
+
+    def _listed(self, given: Sequence[Any], fps: float | None) -> tuple[Frames, int]:
+        if not 0 < len(given) <= self.limits.frames:
+            raise SelfloopError(
+                f"a video of {len(given)} pictures; expected 1 to {self.limits.frames}: leave some "
+                "out, or give its file")
+        pictures = [self.media(picture) for picture in given]
+        if any(len(pages) != 1 for pages in pictures):
+            raise SelfloopError("a frame of a video with several pages; expected one picture each")
+        return [(pages[0], None if fps is None else k / fps)
+                for k, pages in enumerate(pictures)], len(pictures)
+
+    def _found(self, given: Any, what: str) -> tuple[bytes | None, Path | None]:
+        """The bytes or the path of a video or sound."""
+        if isinstance(given, Mapping):
+            given = next((given[name] for name in ("bytes", "path", "url", what, f"{what}_url")
+                          if given.get(name) is not None), given)
+        if isinstance(given, bytes | bytearray):
+            return bytes(given), None
+        if isinstance(given, Path):
+            return None, given
+        if isinstance(given, str):
+            data = _from_base64(given)
+            return data, Path(given) if data is None else None
+        raise SelfloopError(f"a {what} given as {type(given).__name__}; expected a path, bytes, "
+                            'base64 text or {"bytes": ..., "path": ...}')
+
+    def _looked_at(self, data: bytes | None, path: Path | None, what: str,
+                   look: Callable[[bytes, str], list[Any]]) -> tuple[str, str, int, list[Any]]:
+        """(sha256, uri, size, what `look` finds), each file being looked at once."""
+        if data is not None:
+            if len(data) > self.limits.bytes:
+                raise SelfloopError(f"{len(data):,} bytes are over the limit of "
+                                    f"{self.limits.bytes:,}; pass limits=Limits(bytes={len(data)})")
+            found = look(data, "what is given as bytes")
+            stored = self._library.add_bytes(data)
+            return stored.sha256, str(stored.meta["uri"]), len(data), found
+        assert path is not None
+        where, stat, name = self._place(path, what)
+        known = self._known.get(name) if stat else None
+        if not (known and stat and known[:2] == [stat.st_size, stat.st_mtime_ns]):
+            data = bytes_of(where, self.limits)
+            found = look(data, str(where))
+            known = [len(data), stat.st_mtime_ns if stat else 0,
+                     hashlib.sha256(data).hexdigest(), found]
+            self._known[name], self._new = known, True
+        return known[2], str(where), known[0], known[3]
+
     def save(self) -> None:
         """Write the cache, if anything is new. Losing it would only cost time."""
         if self._cache is None or not self._new:
@@ -99,15 +188,9 @@ class MediaIndex:
         return as_media(first.sha256, Path(str(first.meta["uri"])), len(data), count)
 
     def _of_path(self, path: Path) -> list[Media]:
-        refuse_remote(str(path))
-        where = Path(self.root, str(path).removeprefix("file://")).absolute()
-        try:
-            stat = where.stat()
-        except OSError:
+        where, stat, name = self._place(path, self.pages)
+        if stat is None:
             return read(where)  # raises, saying what is wrong
-        # Relative to the cache, so that a data folder may be moved; the mode matters, too.
-        base = self._cache.parent.parent if self._cache else self.root
-        name = f"{os.path.relpath(where, base)}|{self.pages}"
         known = self._known.get(name)
         if known and known[:2] == [stat.st_size, stat.st_mtime_ns]:
             return as_media(known[2], where, stat.st_size, known[3])
@@ -115,6 +198,18 @@ class MediaIndex:
         self._known[name] = [stat.st_size, stat.st_mtime_ns, found[0].sha256, len(found)]
         self._new = True
         return found
+
+    def _place(self, path: Path, how: str) -> tuple[Path, os.stat_result | None, str]:
+        """The file, what the disk says of it (None: it is not there), and its name in the cache."""
+        refuse_remote(str(path))
+        where = Path(self.root, str(path).removeprefix("file://")).absolute()
+        # Relative to the cache, so that a data folder may be moved; how it is read matters, too.
+        base = self._cache.parent.parent if self._cache else self.root
+        try:
+            stat = where.stat()
+        except OSError:
+            stat = None
+        return where, stat, f"{os.path.relpath(where, base)}|{how}"
 
 
 def _load(cache: Path | None) -> dict[str, list[Any]]:
@@ -135,7 +230,7 @@ def _user_cache() -> Path:
 def _from_base64(text: str) -> bytes | None:
     """The bytes of a data: address or of a long base64 text; None when it looks like a path."""
     body = text
-    if text.startswith("data:image/"):
+    if text.startswith(("data:image/", "data:video/", "data:audio/")):
         body = text.partition(",")[2]
     elif len(text) < 64 or "." in text[-6:] or "://" in text[:16]:
         return None

@@ -1,4 +1,4 @@
-"""Pictures in: found, checked, hashed, and opened again whenever they are needed.
+"""Pictures in: found, checked, hashed, and opened again whenever they are needed; sounds too.
 
 A picture is named by the hash of its file's bytes. Whatever is wrong with a file is said in one
 line that names the file; nothing is repaired silently, and nothing is ever fetched from a network.
@@ -17,6 +17,7 @@ from typing import Any
 
 from PIL import Image
 
+from selfloop import sound, video
 from selfloop.corruptions import OPERATIONS, apply
 from selfloop.decoding import LIMITS, SUFFIXES, Limits, Pages, decode, header
 from selfloop.likeness import near_duplicates, perceptual_hash
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 _NAMES = (*SUFFIXES.values(), ".jpeg", ".tiff", ".pgm", ".pbm", ".pnm")
+_TIMED = {**video.SUFFIXES, **sound.SUFFIXES}
 
 
 def is_remote(path: str) -> bool:
@@ -67,7 +69,7 @@ def read(
     """
     refuse_remote(str(path))
     where = Path(root or ".", str(path).removeprefix("file://")).absolute()
-    data = _bytes_of(where, limits)
+    data = bytes_of(where, limits)
     count = header(data, str(where), pages=pages, limits=limits)[1]
     return as_media(hashlib.sha256(data).hexdigest(), where, len(data), count)
 
@@ -84,7 +86,8 @@ def as_media(sha256: str, path: Path, size: int, pages: int) -> list[Media]:
     ]
 
 
-def _bytes_of(path: Path, limits: Limits) -> bytes:
+def bytes_of(path: Path, limits: Limits) -> bytes:
+    """A file's bytes within the limit. Raises SelfloopError naming the file."""
     try:
         size = path.stat().st_size
         if size > limits.bytes:
@@ -118,14 +121,18 @@ class Library:
         self._pixels = 0
         self._lock = threading.Lock()
 
-    def open(self, media: Media) -> Image.Image:
-        """The picture with all its operations applied: RGB, and the caller's to change.
+    def open(self, media: Media) -> Any:
+        """The picture (PIL.Image) with all its operations applied: RGB, and the caller's to change;
+        of audio the `sound.Sound`.
 
         Raises SelfloopError when the file is missing or remote, when its bytes are no longer
         those that were hashed, or when it cannot be decoded.
         """
+        if media.kind == "audio":
+            return self._sound(media)
         if media.kind != "image":
-            raise SelfloopError(f"{_name(media)}: {media.kind} cannot be opened as a picture")
+            raise SelfloopError(f"{_name(media)}: {media.kind} cannot be opened as a picture; load "
+                                "gives a video as its frames")
         if not media.ops:
             return self._plain(media, 0).copy()
         # Written out, not `media.identity`, so that a key can never outlive a change of the ops.
@@ -139,6 +146,12 @@ class Library:
             self._keep(name, kept)
         return kept.copy()
 
+    def _sound(self, media: Media) -> sound.Sound:
+        if media.ops:
+            raise SelfloopError(f"{_name(media)}: {media.ops[0].name} is an operation on pictures, "
+                                "and this is a sound")
+        return sound.decode(self.bytes_of(media), _name(media), seconds=self.limits.seconds)
+
     def bytes_of(self, media: Media) -> bytes:
         """The stored bytes, as they were hashed. Raises like `open`."""
         path = self._stored(media.sha256)
@@ -151,7 +164,7 @@ class Library:
                 )
             refuse_remote(uri)
             path = Path(uri)
-        data = _bytes_of(path, self.limits)
+        data = bytes_of(path, self.limits)
         if hashlib.sha256(data).hexdigest() != media.sha256:
             raise SelfloopError(
                 f"{path}: the file has changed since it was indexed (its hash was "
@@ -162,14 +175,16 @@ class Library:
     def add_bytes(self, data: bytes, suffix: str = "") -> Media:
         """Store a picture's bytes as <sha256><suffix>, and return its Media (the first page).
 
-        The suffix is that of the format found in the bytes unless a usual one is given. Raises
-        SelfloopError when the bytes are no picture, or when the library has no folder.
+        The suffix is that of the format found in the bytes unless a usual one is given; those of
+        videos and sounds are stored alike. Raises SelfloopError when the bytes are none of these,
+        or when the library has no folder.
         """
         if self.folder is None:
             raise SelfloopError("this library has no folder to add to: Library(folder)")
         sha256 = hashlib.sha256(data).hexdigest()
-        form, _ = header(data, f"picture {sha256[:12]}", pages="first", limits=self.limits)
-        suffix = suffix.lower() if suffix.lower() in _NAMES else SUFFIXES[form]
+        found = _TIMED.get(sound.form(data) or "") or SUFFIXES[
+            header(data, f"picture {sha256[:12]}", pages="first", limits=self.limits)[0]]
+        suffix = suffix.lower() if suffix.lower() in _NAMES else found
         path = self._stored(sha256) or self.folder / f"{sha256}{suffix}"
         if not path.exists():
             write_whole(path, data)
@@ -184,7 +199,7 @@ class Library:
     def _stored(self, sha256: str) -> Path | None:
         if self.folder is None:
             return None
-        usual = (self.folder / f"{sha256}{suffix}" for suffix in _NAMES)
+        usual = (self.folder / f"{sha256}{suffix}" for suffix in (*_NAMES, *_TIMED.values()))
         return next((path for path in usual if path.exists()), None)
 
     def _plain(self, media: Media, page: int) -> Image.Image:

@@ -1,17 +1,19 @@
-"""One row as a Sample: its pictures found and put where the text wants them."""
+"""One row as a Sample: its media found and put where the text wants them."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from selfloop.formats import MARKER, BadRow, Draft, Mark, Messages, draft
+from selfloop.formats import BadRow, Draft, Messages, draft
 from selfloop.media_index import MediaIndex
 from selfloop.pictures import is_remote
 from selfloop.roles import SelfloopError
+from selfloop.row_media import COLUMNS, MARKER, MARKERS, Given, Mark, marked
 from selfloop.types import Media, Message, Part, Sample
 
 
@@ -54,66 +56,78 @@ def _own(row: dict[str, Any], index: MediaIndex) -> Sample:
 
 
 def _placed(found: Draft, index: MediaIndex) -> tuple[tuple[Message, ...], tuple[Media, ...]]:
-    """Messages with every mark replaced by its picture, and the pictures in that order."""
-    messages = _marked(found.messages, len(found.pictures))
-    waiting = iter(found.pictures)
+    """Messages with every mark replaced by its medium, and the media in that order."""
+    waiting = {kind: iter([g for g in found.media if g.kind == kind]) for kind in COLUMNS}
     prompt: list[Message] = []
     media: list[Media] = []
-    for role, pieces in messages:
+    for role, pieces in _marked(found.messages, found.media):
         parts: list[Part] = []
         for piece in pieces:
             if isinstance(piece, str):
                 parts += [Part(text=piece)] if piece else []
                 continue
-            picture = next(waiting) if piece.picture is None else piece.picture
+            given = piece.given or next(waiting[piece.kind])
             try:
-                pages = index.media(picture)
+                shown = _shown(given, index, found.notes)
             except SelfloopError as error:
-                raise BadRow("images", str(error), "") from error
-            media += pages
-            parts += [Part(type="image")] * len(pages)
+                raise BadRow(given.column, str(error), "") from error
+            parts += [Part(text=x) if isinstance(x, str) else Part(type=x.kind) for x in shown]
+            media += [x for x in shown if isinstance(x, Media)]
         prompt.append(Message.model_validate({"role": role, "content": tuple(parts)}))
-    if not any(part.type == "image" or part.text.strip() for m in prompt for part in m.content):
+    if not any(part.type != "text" or part.text.strip() for m in prompt for part in m.content):
         raise BadRow("prompt", "it is empty", "give the row a question")
     return tuple(prompt), tuple(media)
 
 
-def _marked(messages: Messages, pictures: int) -> Messages:
-    """Messages with one open mark a picture: as parts, as <image> in the text, or put first.
+def _shown(given: Given, index: MediaIndex, notes: list[str]) -> list[Media | str]:
+    """What stands at a mark: a picture's pages, a sound, or a video's frames after their times.
 
-    Line breaks next to a text marker belong to the marker, and go with it.
+    "<1.5 seconds>" before a frame is how Qwen3-VL's template writes its time; any model that takes
+    several pictures can read it.
     """
+    if given.kind == "image":
+        return [*index.media(given.value)]
+    if given.kind == "audio":
+        return [index.sound(given.value)]
+    found: list[Media | str] = []
+    frames, count = index.frames(given.value, given.fps)
+    for medium, seconds in frames:
+        found += [medium] if seconds is None else [f"<{seconds:.1f} seconds>", medium]
+    if len(frames) < count:
+        notes.append(f"videos are shown by {len(frames)} frames at even distances; frames= is how "
+                     "many")
+    return found
+
+
+def _marked(messages: Messages, media: Sequence[Given]) -> Messages:
+    """Messages with one open mark a medium: as parts, as <image>, <video> or <audio> in the text,
+    or put first."""
     if not any(isinstance(piece, Mark) for _, pieces in messages for piece in pieces):
-        messages = [(role, [p for piece in pieces for p in _split(str(piece))])
+        messages = [(role, [p for piece in pieces for p in marked(str(piece))])
                     for role, pieces in messages]
     marks = [p for _, pieces in messages for p in pieces if isinstance(p, Mark)]
-    still_open = sum(mark.picture is None for mark in marks)
-    if not marks and pictures:
+    if not marks and media:
         asks = next((i for i, (role, _) in enumerate(messages) if role == "user"), None)
         if asks is None:
             raise BadRow("prompt", "pictures, but no message of the user to put them in",
                          f"add one, or mark their places with {MARKER}")
-        first: list[str | Mark] = [Mark() for _ in range(pictures)]
+        first: list[str | Mark] = [Mark(given.kind) for given in media]
         messages = list(messages)
         messages[asks] = ("user", first + messages[asks][1])
-    elif still_open != pictures:
-        raise BadRow(
-            "images", f"{still_open} {MARKER} markers in the text but {pictures} pictures",
-            "write one marker a picture, in order, or none at all (pictures then go first)")
+        return messages
+    for marker, kind in MARKERS.items():
+        still_open = sum(mark.kind == kind and mark.given is None for mark in marks)
+        have = [given for given in media if given.kind == kind]
+        if still_open != len(have):
+            what = _NAMES[kind]
+            raise BadRow(
+                have[0].column if have else COLUMNS[kind][0],
+                f"{still_open} {marker} markers in the text but {len(have)} {what}",
+                f"write one marker for each, in order, or none at all ({what} then go first)")
     return messages
 
 
-def _split(text: str) -> list[str | Mark]:
-    pieces = text.split(MARKER)
-    found: list[str | Mark] = []
-    for i, piece in enumerate(pieces):
-        if i:
-            found.append(Mark())
-            piece = piece.removeprefix("\n")
-        if i < len(pieces) - 1:
-            piece = piece.removesuffix("\n")
-        found.append(piece)
-    return found
+_NAMES = {"image": "pictures", "video": "videos", "audio": "sounds"}
 
 
 def with_media(sample: Sample, media: tuple[Media, ...]) -> Sample:

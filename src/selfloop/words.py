@@ -56,7 +56,8 @@ class Media(Word):
     ops: tuple[ImageOp, ...] = ()
     """Operations re-applied on every read, so corrupted pictures need no storage."""
     meta: dict[str, JsonValue] = Field(default_factory=dict)
-    """`uri`, `size`, `page`: where the bytes were found. Not part of the identity."""
+    """Where the bytes were found (`uri`, `size`) and which part of them it is (`page`; `frame` and
+    `seconds` of a video). Not part of the identity."""
 
     @cached_property
     def identity(self) -> str:
@@ -65,8 +66,21 @@ class Media(Word):
             return self.sha256
         return digest([self.sha256, [op.model_dump() for op in self.ops]], size=32)
 
+    @property
+    def changed(self) -> bool:
+        """Whether an operation changes how it looks; which page or frame it is does not."""
+        return any(op.name != "page" for op in self.ops)
+
+    @property
+    def plain(self) -> Media:
+        """The same page or frame with no operation that changes how it looks."""
+        return self.model_copy(update={
+            "ops": tuple(op for op in self.ops if op.name == "page")}) if self.changed else self
+
     def with_op(self, name: str, severity: float = 1.0, key: str = "") -> Media:
-        """The same picture seen through one more operation."""
+        """The same picture seen through one more operation; a sound, which has none, as it is."""
+        if self.kind != "image":
+            return self
         return self.model_copy(
             update={"ops": (*self.ops, ImageOp(name=name, severity=severity, key=key))}
         )

@@ -45,6 +45,10 @@ def worse_media(media: tuple[Media, ...], cause: str, severity: float, key: str,
     """
     if checked(severity) == 0:
         return media
+    if any(m.kind != "image" for m in media):  # sounds stay, in their places
+        pictures = tuple(m for m in media if m.kind == "image")
+        worse = iter(worse_media(pictures, cause, severity, key, pool))
+        return tuple(next(worse) if m.kind == "image" else m for m in media)
     if cause in WORSE_SEEN:
         name = WORSE_SEEN[cause]
         assert name in OPERATIONS

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 
 from selfloop.engines.chat import Chat
+from selfloop.engines.hearing import heard_names, hearing
 from selfloop.engines.hf_features import Features
 from selfloop.roles import SelfloopError
+from selfloop.sound import Sound
 from selfloop.types import Context, Media, Message, Part, Turn
 
 Rendered = tuple[tuple[int, ...], tuple[Media, ...]]
@@ -106,7 +108,8 @@ class Prompts:
         for name in pixels[0] if pixels else ():
             found[name] = torch.cat([p[name] for p in pixels])
         placed = {name: self._placed(value) for name, value in found.items()}
-        if pixels and self.features is not None:
+        seen = any(m.kind == "image" for _, media in sequences for m in media)
+        if seen and self.features is not None:
             self.features.note(placed, [media for _, media in sequences if media])
         return placed
 
@@ -139,10 +142,9 @@ class Prompts:
         """One processor call: ids returned, pixel tensors and token types remembered."""
         if self.open_media is None and media:
             raise SelfloopError("the engine was given no reader of pictures: call bind() first")
-        if other := next((m.kind for m in media if m.kind != "image"), None):
-            raise SelfloopError(f"this engine reads images only, not {other}")
         opened = [self.open_media(m) for m in media] if self.open_media else []
-        known = self._quickly(text, opened, special) if self._quick else None
+        heard = any(m.kind == "audio" for m in media)
+        known = self._quickly(text, opened, special) if self._quick and not heard else None
         if known is not None:
             ids, pixels = known
             self._remember(torch.tensor([ids]), pixels, media)
@@ -151,7 +153,7 @@ class Prompts:
         ids_1P = out.pop("input_ids")
         self._remember(ids_1P, out, media)
         ids = tuple(ids_1P[0].tolist())
-        if opened:
+        if opened and not heard:
             self._texts[_asked(text, opened, special)] = ids
             while len(self._texts) > self._cache_contexts:
                 self._texts.popitem(last=False)
@@ -185,10 +187,15 @@ class Prompts:
 
     def _whole(self, text: str, opened: list[Any], special: bool) -> dict[str, Any]:
         self.calls += 1
+        sounds = [one for one in opened if isinstance(one, Sound)]
+        pictures = [one for one in opened if not isinstance(one, Sound)]
+        # Named for the text alone: sounds are padded as their own extractor wants it.
+        given = hearing(self.processor, sounds) if sounds else {}
+        plainly = {"padding": False, "truncation": False, "add_special_tokens": special}
         try:
             out = dict(self.processor(
-                text=[text], images=[opened] if opened else None, return_tensors="pt",
-                padding=False, truncation=False, add_special_tokens=special))
+                text=[text], images=[pictures] if pictures else None, return_tensors="pt",
+                **given, **({"text_kwargs": plainly} if sounds else plainly)))
             for name in ("attention_mask", "labels"):  # made here, and only where they are wanted
                 out.pop(name, None)
             return out
@@ -196,8 +203,9 @@ class Prompts:
             raise
         except Exception as error:
             reason = str(error).strip().splitlines()[0][:200] if str(error) else repr(error)
-            raise SelfloopError(f"the processor refuses a prompt with {len(opened)} pictures: "
-                                f"{reason} (prompt starts {text[:60]!r})") from error
+            more = f" and {len(sounds)} sounds" if sounds else ""
+            raise SelfloopError(f"the processor refuses a prompt with {len(pictures)} pictures"
+                                f"{more}: {reason} (prompt starts {text[:60]!r})") from error
 
     def _remember(self, ids_1P: torch.Tensor, out: dict[str, Any], media: tuple[Media, ...]
                   ) -> None:
@@ -206,7 +214,8 @@ class Prompts:
             if not isinstance(value, torch.Tensor):
                 raise SelfloopError(f"the processor's {name!r} is no tensor: such models "
                                     "are not supported")
-            if value.shape == ids_1P.shape and not value.is_floating_point():
+            if value.shape == ids_1P.shape and not value.is_floating_point() \
+                    and name not in heard_names(self.processor):
                 # Types are a function of the token (1 on picture tokens), which is what lets
                 # them be written for any later sequence without another processor call.
                 table = self._types.setdefault(name, {})

@@ -21,6 +21,8 @@ OWN = ("model", "messages", "temperature", "top_p", "top_k", "min_p", "stop", "s
 """Fields of the body that the engine sets itself."""
 _SAID = ("temperature", "top_p", "top_k", "min_p", "max_new_tokens", "stop")
 """What of Sampling a server can be told."""
+_SOUND = 20_480
+"""KiB that a sound may have as WAV: three minutes at 48 kHz, ten at 16 kHz."""
 _PIECE = 7
 """Bytes that one made-up token id holds at most, so that it fits 64 bits with its marker."""
 
@@ -58,7 +60,7 @@ def body(model: str, request: Request, draw: int, *, seeds: bool, logprobs: bool
          response_format: dict[str, Any] | None, extra: dict[str, Any], pictures: Pictures
          ) -> dict[str, Any]:
     """The body of one draw, pictures named by identity. Raises SelfloopError for what no server
-    can be told: a forced prefix, contrast or masked decoding, media other than pictures."""
+    can be told: a forced prefix, contrast or masked decoding."""
     sampling = request.sampling
     _check(sampling)
     found: dict[str, Any] = {
@@ -90,7 +92,8 @@ def _check(sampling: Sampling) -> None:
 
 
 def messages(context: Context, pictures: Pictures) -> list[dict[str, Any]]:
-    """The conversation; a picture's address is "picture:IDENTITY@BOUNDS" until it is sent."""
+    """The conversation; until it is sent a picture's address is "picture:IDENTITY@BOUNDS", and a
+    sound's data "sound:IDENTITY"."""
     media = iter(context.media)
     return [{"role": m.role, "content": _content(m, media, pictures)} for m in context.prompt]
 
@@ -100,12 +103,15 @@ def _content(message: Message, media: Iterator[Media], pictures: Pictures) -> An
     for part in message.content:
         if part.type == "text":
             parts.append({"type": "text", "text": part.text})
+        elif part.type == "audio":
+            parts.append({"type": "input_audio", "input_audio": {
+                "data": f"sound:{next(media).identity}", "format": "wav"}})
         elif part.type == "image":
             name = f"picture:{next(media).identity}@{pictures.side}/{pictures.kilobytes}"
             parts.append({"type": "image_url", "image_url": {"url": name}})
         else:
             raise SelfloopError(f"a {part.type} cannot be sent to an OpenAI-compatible server: "
-                                "only text and pictures can")
+                                "only text, pictures and sounds can")
     if all(part["type"] == "text" for part in parts):
         return "".join(part["text"] for part in parts)  # which every server reads
     return parts
@@ -113,7 +119,7 @@ def _content(message: Message, media: Iterator[Media], pictures: Pictures) -> An
 
 def with_pictures(asked: dict[str, Any], media: Sequence[Media], pictures: Pictures,
                   open_media: Callable[[Media], Any]) -> dict[str, Any]:
-    """The body as it is sent: every picture in it as a data URL."""
+    """The body as it is sent: every picture in it as a data URL, every sound as WAV."""
     if not media:
         return asked
     left = iter(media)
@@ -122,7 +128,14 @@ def with_pictures(asked: dict[str, Any], media: Sequence[Media], pictures: Pictu
         if part["type"] == "text":
             return part
         one = next(left)
-        name = str(one.meta.get("uri") or f"picture {one.sha256[:12]}")
+        name = str(one.meta.get("uri") or f"{one.kind} {one.sha256[:12]}")
+        if one.kind == "audio":
+            data = open_media(one).wav()
+            if len(data) > 1024 * _SOUND:
+                raise SelfloopError(f"{name}: {len(data) // 1024:,} KiB as WAV, and at most "
+                                    f"{_SOUND:,} KiB are sent: cut it into pieces")
+            return {"type": "input_audio", "input_audio": {
+                "data": base64.b64encode(data).decode(), "format": "wav"}}
         return {"type": "image_url", "image_url": {"url": pictures.url(open_media(one), name)}}
 
     said = [m if isinstance(m["content"], str) else

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from selfloop.exporting.rows import Kind, Row
-from selfloop.formats import MARKER
 from selfloop.roles import SelfloopError
+from selfloop.row_media import MARKER
 from selfloop.types import Context, Media, Message
 
 Picture = Callable[[Media], Any]

@@ -30,14 +30,14 @@ HERE = Branch(context=Context(prompt=()), text="")
 
 def clean(context: Context) -> Context:
     """The context with every picture as it was before any operation."""
-    return context.seen_as(tuple(m.model_copy(update={"ops": ()}) for m in context.media))
+    return context.seen_as(tuple(m.plain for m in context.media))
 
 
 def trained_on(rollout: Rollout, as_drawn: bool) -> Branch:
     """The rollout's tokens under what it was drawn with, or under the unchanged pictures."""
     if as_drawn:
         return Branch.drawn(rollout)
-    if any(m.ops for m in rollout.context.media):
+    if any(m.changed for m in rollout.context.media):
         return Branch.under(clean(rollout.context), rollout)
     # what is imitated or preferred is scored at temperature 1, however hot it was drawn
     return Branch(context=rollout.context, turns=tuple(

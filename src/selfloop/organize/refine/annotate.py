@@ -85,7 +85,7 @@ class WithEmbedding:
         text = group.sample.context.text
         if (self.of != "question" and not pictures) or (self.of != "picture" and not text.strip()):
             return judged
-        medium = pictures[0].model_copy(update={"ops": ()}).to_json() if pictures else ""
+        medium = pictures[0].plain.to_json() if pictures else ""
         vector = _embedded(self.encoder, self.of, medium if self.of != "question" else "",
                            text if self.of != "picture" else "", self.images)
         return _with(judged, "embedding", list(vector))
@@ -160,7 +160,7 @@ def _hash_of(medium: str, images: str) -> int:
 
 
 def _look(medium: Media, images: str) -> int:
-    return _hash_of(medium.model_copy(update={"ops": ()}).to_json(), images)
+    return _hash_of(medium.plain.to_json(), images)
 
 
 @lru_cache(maxsize=100_000)

@@ -163,7 +163,7 @@ class Constructed:
 
 def astray(rollout: Rollout) -> bool:
     """Whether an answer was marked by `Negatives`, or saw a changed picture."""
-    return "negative" in rollout.sampling or any(m.ops for m in rollout.context.media)
+    return "negative" in rollout.sampling or any(m.changed for m in rollout.context.media)
 
 
 def _cause(rollout: Rollout) -> str:

@@ -105,7 +105,8 @@ def open_one(sample: Sample, images: str) -> Image.Image | None:
     if not media:
         return None
     library = Library(Path(images)) if images else Library()
-    return library.open(media[0].model_copy(update={"ops": ()}))
+    picture: Image.Image = library.open(media[0].plain)
+    return picture
 
 
 @dataclass(frozen=True)
