@@ -253,6 +253,13 @@ def test_a_long_sound_is_not_cut(gemma, folder):
     assert heard[1] == pytest.approx(31.0 * 25, abs=2), "25 tokens a second, beyond 30 seconds too"
 
 
+def test_the_doctor_tells_who_hears(gemma):
+    from selfloop.doctor import diagnose
+
+    assert any("it takes sound, 16,000 samples a second" in f.what
+               for f in diagnose(str(gemma.loaded.folder)))
+
+
 def test_who_takes_no_sound_says_so(folder):
     from selfloop.config import SEED
 

@@ -23,7 +23,7 @@ CONTAINERS = {"mp4": "libx264", "mov": "mpeg4", "webm": "libvpx-vp9", "matroska"
 
 
 def clip(form: str = "mp4", n: int = 30, fps: int = 10, grey=lambda i: i * 8) -> bytes:
-    """n frames of one grey each, in a container's usual codec."""
+    """n frames of one grey each (or of an array of pixels), in a container's usual codec."""
     file = io.BytesIO()
     with av.open(file, "w", format=form) as box:
         stream = box.add_stream(CONTAINERS[form], rate=fps)
@@ -268,3 +268,29 @@ def test_a_seed_model_answers_about_a_video_and_learns(folder, tmp_path):
         tmp_path / "run", dev=found)
     signals = RunFolder(tmp_path / "run").signals(0, "solver")
     assert {len(b.context.media) for s in signals for b in s.branches.values()} == {2}
+
+
+def test_from_videos_to_a_checked_run(folder, capsys):
+    """`selfloop init` and `selfloop check`: frames of one video stay in one split."""
+    from selfloop.cli import main
+
+    for i in range(24):
+        coarse = np.random.default_rng(i).integers(0, 256, (6, 8, 3))
+        looks = np.kron(coarse, np.ones((8, 8, 1), int))
+        (folder / f"{i}.mp4").write_bytes(clip(n=6, grey=lambda j, looks=looks: looks))
+    (folder / "labels.jsonl").write_text("".join(json.dumps(
+        {"video": str(folder / f"{i}.mp4"), "question": f"{what} ?", "answer": answer}) + "\n"
+        for i in range(24) for what, answer in (("which way", "up"), ("how far", str(i % 2)))))
+    with pytest.raises(SystemExit) as ended:
+        main(["init", str(folder / "labels.jsonl"), "--frames", "3", "--out", str(folder / "out")])
+    assert not ended.value.code, capsys.readouterr()
+    where: dict[str, set[str]] = {}
+    for split in ("train", "dev", "test"):
+        for sample in load(folder / "out" / "data" / f"{split}.jsonl"):
+            assert len(sample.media) == 3 and "<0.1 seconds>" in parts(sample)
+            where.setdefault(sample.media[0].sha256, set()).add(split)
+    assert len(where) == 24 and all(len(splits) == 1 for splits in where.values())
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(["check", str(folder / "out" / "run.yaml")])
+    assert not ended.value.code, capsys.readouterr()

@@ -67,7 +67,7 @@ def check(config: RunConfig) -> Checked:
     loop = build_loop(config.model_copy(update={"method": method}))
     verifier = verifier_named(config.verifier, config.home)
     found: list[Found] = []
-    sets = {name: _loaded(name, path, found) for name in SPLITS
+    sets = {name: _loaded(name, path, config.data.frames, found) for name in SPLITS
             if (path := getattr(config.data, name)) is not None}
     library = Library()
     looks = {name: _looks(samples, library, found) for name, samples in sets.items()}
@@ -86,11 +86,11 @@ def check(config: RunConfig) -> Checked:
     return Checked(printed, counts, checked, tuple(found))
 
 
-def _loaded(name: str, path: Path, found: list[Found]) -> Samples:
+def _loaded(name: str, path: Path, frames: int, found: list[Found]) -> Samples:
     if not path.exists():
         raise SelfloopError(f"data.{name}: {path}: no such file: check the path, or make it with "
                             "`selfloop init`")
-    samples = load(path, on_bad="report")
+    samples = load(path, frames=frames, on_bad="report")
     for problem in samples.problems:
         field = f", field {problem.field!r}" if problem.field else ""
         found.append(Found("error", f"{problem.file}, row {problem.row}{field}", problem.what,
@@ -114,7 +114,8 @@ def _looks(samples: Samples, library: Library, found: list[Found]) -> list[list[
         hashes = []
         for medium in sample.media:
             try:
-                hashes.append(perceptual_hash(library.open(medium)))
+                opened = library.open(medium)
+                hashes += [perceptual_hash(opened)] if medium.kind == "image" else []
             except SelfloopError as error:
                 found.append(Found("error", _row(samples, index), str(error),
                                    "replace the picture, or take the row out"))
@@ -182,7 +183,7 @@ def _look_alikes(sets: dict[str, Samples], looks: dict[str, list[list[int]]], kn
     places: list[tuple[str, int]] = []
     for name, samples in sets.items():
         for index, (sample, own) in enumerate(zip(samples, looks[name], strict=True)):
-            if len(own) == len(sample.media) and own:
+            if own and len(own) == sum(m.kind == "image" for m in sample.media):
                 kept.append(sample.model_copy(update={"meta": {}}))
                 hashes.append(own)
                 places.append((name, index))

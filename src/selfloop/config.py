@@ -247,7 +247,9 @@ def load_data(config: RunConfig) -> Data:
         if path is not None and not path.exists():
             raise SelfloopError(f"data.{name}: {path}: no such file: check the path, or make it "
                                 "with `selfloop init`")
-    train, dev = load(config.data.train), load(config.data.dev) if config.data.dev else None
+    frames = config.data.frames
+    train = load(config.data.train, frames=frames)
+    dev = load(config.data.dev, frames=frames) if config.data.dev else None
     found = unknown_to(train, dev, config.data.test, config.data.decontaminate)
     return Data(structured(found.samples, config.prompt),
                 dev if dev is None else structured(dev, config.prompt), found.notes)

@@ -48,6 +48,8 @@ class DataConfig(ConfigPart):
     test: Path | None = None
     """Probe, plan and run take only hashes of it, to leave known training rows out; `selfloop
     check` compares its pictures with the others."""
+    frames: int = Field(8, ge=1)
+    """Of a video at most so many frames are shown, at even distances."""
     decontaminate: Literal["exact", "looks", "none"] = "exact"
     """Leave out training rows that dev or test know: the same question, picture bytes or 13 words
     (exact), also pictures that look alike (looks, opens every picture), or keep all (none)."""

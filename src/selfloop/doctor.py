@@ -24,7 +24,8 @@ PACKAGES: dict[str, tuple[bool, str, str]] = {
     "openai": (False, "asks a judge on a server (run.yaml: engines)",
                "pip install 'selfloop[openai]'"),
     "math-verify": (False, "checks mathematical answers", "pip install 'selfloop[math]'"),
-    "torchvision": (False, "image processors without a PIL version (Qwen-VL, video)",
+    "av": (False, "reads videos and sounds", "pip install 'selfloop[video]'"),
+    "torchvision": (False, "image processors without a PIL version (Qwen-VL)",
                     "pip install torchvision of the same build as torch"),
     "vllm": (False, "fast generation on GPUs", "pip install vllm (Linux with a GPU)"),
     "ray": (False, "several machines", "pip install ray"),
@@ -102,6 +103,7 @@ def _sandbox() -> Iterator[Finding]:
 
 
 def _model(model: str) -> Iterator[Finding]:
+    from selfloop.engines.hearing import extractor_of
     from selfloop.engines.hf import HFEngine
 
     engine = HFEngine(model)
@@ -111,6 +113,8 @@ def _model(model: str) -> Iterator[Finding]:
                   f"{sum(p.numel() for p in engine.model.parameters()):,} parameters")
     for what, check in _CHECKS.items():
         yield from _guarded(what, lambda check=check: check(engine))  # type: ignore[misc]
+    if (hears := extractor_of(engine.processor)) is not None:
+        yield Finding("ok", f"it takes sound, {hears.sampling_rate:,} samples a second")
 
 
 def _template(engine: Any) -> Iterator[Finding]:

@@ -21,17 +21,18 @@ LARGEST_SHARE = 0.3
 
 
 def gather(
-    images: Any, labels: str | Path | None, task: str | None, limits: Limits
+    images: Any, labels: str | Path | None, task: str | None, limits: Limits,
+    frames: int = 8,
 ) -> tuple[Samples, list[Problem]]:
     """Labelled samples, then the folder's other pictures; and the rows that were no use."""
     if labels is None:
-        found = load(images, task=task, on_bad="report", limits=limits)
+        found = load(images, task=task, on_bad="report", frames=frames, limits=limits)
         return found, found.problems
     folder = Path(images).absolute()
     if not folder.is_dir():
         raise SelfloopError(f"{images}: labels were given, so images must be the folder they name "
                             "pictures in")
-    named = load(labels, root=folder, task=task, on_bad="report", limits=limits)
+    named = load(labels, root=folder, task=task, on_bad="report", frames=frames, limits=limits)
     if not len(named):
         raise SelfloopError(f"{labels}: no row can be used; the first: {named.problems[0]}")
     if blind := sum(not sample.media for sample in named):
@@ -61,12 +62,14 @@ def gather(
 def open_all(
     samples: Samples, limits: Limits
 ) -> tuple[list[Sample], list[list[int]], list[Problem]]:
-    """Samples whose pictures all decode, the perceptual hashes of those, and what is broken."""
+    """Samples whose media all decode, the perceptual hashes of pictures, and what is broken."""
     library = Library(limits=limits, keep_pixels=0)
 
     def hashes(sample: Sample) -> list[int] | SelfloopError:
         try:
-            return [perceptual_hash(library.open(m)) for m in sample.media]
+            opened = [library.open(m) for m in sample.media]
+            return [perceptual_hash(one) for one, m in zip(opened, sample.media, strict=True)
+                    if m.kind == "image"]
         except SelfloopError as error:
             return error
 

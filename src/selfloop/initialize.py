@@ -63,7 +63,7 @@ class Prepared:
 def prepare(
     images: Any, labels: str | Path | None = None, *, task: str | None = None,
     out: str | Path = ".", seed: int = 0, shares: tuple[float, float, float] = (0.7, 0.15, 0.15),
-    limits: Limits = LIMITS,
+    frames: int = 8, limits: Limits = LIMITS,
 ) -> Prepared:
     """Write out/data/{train,dev,test}.jsonl from pictures and labels, ready for a run.
 
@@ -72,7 +72,7 @@ def prepare(
     a question; `task` is the question where a row has none. Pictures without a label go to train;
     broken ones are left out and listed in `.bad`. Raises SelfloopError when too little is left.
     """
-    samples, problems = gather(images, labels, task, limits)
+    samples, problems = gather(images, labels, task, limits, frames)
     opened, hashes, broken = open_all(samples, limits)
     if not opened:
         first = str((problems + broken)[0]) if problems or broken else "there are none"

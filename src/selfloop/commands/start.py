@@ -71,6 +71,8 @@ def init(
     model: Annotated[str, typer.Option(
         help='A from_pretrained folder, a hub id, or "embedded".')] = "embedded",
     seed: Annotated[int, typer.Option(help="Another seed splits another way.")] = 0,
+    frames: Annotated[int, typer.Option(
+        min=1, help="At most so many frames of a video, at even distances.")] = 8,
     force: Annotated[bool, typer.Option(help="Overwrite an existing run.yaml.")] = False,
     json: AsJson = False,
 ) -> None:
@@ -88,7 +90,7 @@ def init(
     local = Path(model).expanduser()
     named = str(local.absolute()) if local.is_dir() else model
     try:
-        prepared = prepare(images, labels, task=task, out=out, seed=seed)
+        prepared = prepare(images, labels, task=task, out=out, seed=seed, frames=frames)
     except SelfloopError as error:
         raise SelfloopError(_as_options(str(error), images, labels)) from None
     write_run_yaml(prepared, path, model=named)

@@ -163,6 +163,8 @@ def _looks(media: Sequence[Media]
     """(medium, bits of its perceptual hash, thumbnail) of the pictures that can be opened."""
     library, found = Library(None, keep_pixels=0), []
     for medium in media:
+        if medium.kind != "image":
+            continue
         try:
             picture = library.open(medium)
         except (SelfloopError, OSError):
