@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from selfloop import video
+from selfloop import sound, video
 from selfloop.collect.negatives import Negatives
 from selfloop.data import load, save
 from selfloop.pictures import Library
@@ -75,6 +75,15 @@ def test_frames_at_even_distances():
         chosen = video.spread(count, 8)
         gaps = np.diff([-(count - chosen[-1]), *chosen])  # as on a circle: every stretch is alike
         assert len(set(chosen)) == 8 and gaps.max() - gaps.min() <= 1
+
+
+def test_pictures_are_no_videos():
+    assert video.container(b"GIF89a" + b"G" * 400) is None
+    assert video.container(b"\0\0\0\x1cftypavif" + bytes(99)) is None
+    for form in ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM"):
+        file = io.BytesIO()
+        Image.new("RGB", (9, 9)).save(file, form)
+        assert video.container(file.getvalue()) is None and sound.form(file.getvalue()) is None
 
 
 def test_what_cannot_be_read_is_said(monkeypatch):

@@ -34,9 +34,9 @@ def container(data: bytes) -> str | None:
         return "matroska"
     if data[:4] == b"RIFF" and data[8:12] == b"AVI ":
         return "avi"
-    if data[:4] in (b"\0\0\1\xba", b"\0\0\1\xb3"):
+    if data[:4] == b"\0\0\1\xba":
         return "mpeg"
-    if data[:1] == b"G" == data[188:189]:
+    if data[:3] != b"GIF" and data[:377:188] == b"GGG":  # packets of 188 bytes, each begun by a G
         return "mpegts"
     return "flv" if data[:3] == b"FLV" else None
 
