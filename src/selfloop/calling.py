@@ -97,11 +97,18 @@ def source_hash(component: Any) -> str:
             f"{name_of(component)} cannot be part of a loop: what a partial or a closure holds "
             "has no fingerprint; write it as a frozen dataclass with __call__"
         )
+    source = _source_hash(getattr(target, "__func__", target))
+    return f"{name_of(component)}#{source}"
+
+
+@functools.lru_cache(maxsize=4096)
+def _source_hash(target: Any) -> str:
+    """Of a class's or function's source: to find a class the whole file is parsed every time."""
     try:
         source = inspect.getsource(target)
     except (OSError, TypeError):
         source = target.__qualname__
-    return f"{name_of(component)}#{hashlib.blake2b(source.encode(), digest_size=5).hexdigest()}"
+    return hashlib.blake2b(source.encode(), digest_size=5).hexdigest()
 
 
 def component_named(path: str) -> Any:
