@@ -15,8 +15,11 @@ KILLED, DONE = -signal.SIGKILL, 0
 FORK = """
 import json, os, signal, sys
 from pathlib import Path
+import pandas, pyarrow.parquet, torch._dynamo, torch.optim
 import selfloop.optimize.learner, toyland
 from selfloop import store
+
+toyland.loops()
 
 data, jobs = Path(sys.argv[1]), json.loads(sys.argv[2])
 
@@ -33,7 +36,9 @@ def perform(name, folder, moment):
 
 ends = []
 for name, folder, moment in jobs:
-    child = os.fork()  # torch is imported once; no thread has been started yet
+    # All that a run needs is imported once, before; jemalloc's thread, which knows of forks, is
+    # the only one that has been started.
+    child = os.fork()
     if not child:
         try:
             perform(name, folder, moment)

@@ -333,7 +333,7 @@ def test_bfloat16_runs_on_both_paths(folders: dict[str, Path]) -> None:
 def test_videos_are_refused(engines: dict[str, HFEngine]) -> None:
     clip = Media(kind="video", sha256="0" * 64)
     context = Context(prompt=(Message(role="user", content=(Part(type="video"),)),), media=(clip,))
-    with pytest.raises(SelfloopError, match="images only"):
+    with pytest.raises(SelfloopError, match="as its frames"):
         engines["llava"].render(context)
 
 

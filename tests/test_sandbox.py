@@ -79,7 +79,9 @@ def test_endless_code_is_killed_whole(at, code):
     began, before = time.monotonic(), alive()
     ran = at(code, seconds=1.0)
     assert ran.reason == "timeout" and time.monotonic() - began < 4
-    assert alive() <= before, "somebody was left behind"
+    while left := alive() - before:  # a test beside this one may be running something, too
+        assert time.monotonic() - began < 30, f"left behind: {left}"
+        time.sleep(0.1)
 
 
 def alive() -> set[str]:

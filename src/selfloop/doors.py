@@ -100,6 +100,10 @@ class Doors:
                 task.cancel()
             self._threads.shutdown(wait=False)
 
+    def decode(self, token_ids: Sequence[int], role: str = "solver") -> str:
+        """Drawn tokens as the text that the engine of this role makes of them."""
+        return engine_for(self.engines, role).decode(token_ids)
+
     async def _one(self, index: int, sample: Sample, who: str, job: Job) -> Any:
         door = self._door(index, sample, who, asyncio.get_running_loop())
         try:

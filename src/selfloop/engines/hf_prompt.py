@@ -142,6 +142,9 @@ class Prompts:
         """One processor call: ids returned, pixel tensors and token types remembered."""
         if self.open_media is None and media:
             raise SelfloopError("the engine was given no reader of pictures: call bind() first")
+        if any(m.kind == "video" for m in media):
+            raise SelfloopError("a video is shown as its frames: load() makes them of rows, and "
+                                "Media of kind video are read by no model here")
         opened = [self.open_media(m) for m in media] if self.open_media else []
         heard = any(m.kind == "audio" for m in media)
         known = self._quickly(text, opened, special) if self._quick and not heard else None

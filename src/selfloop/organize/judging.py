@@ -20,7 +20,8 @@ from selfloop.roles import (
 )
 from selfloop.types import Group, Rollout, Verdict
 
-OFFERED = ("rollout", "group", "sample", "generate", "answer", "rationale", "key")
+OFFERED = ("rollout", "group", "sample", "generate", "answer", "rationale", "key",
+           "decode")
 
 
 @dataclass(frozen=True)
@@ -90,19 +91,20 @@ def judge(verifier: Verifier | None, groups: Sequence[Group], doors: Doors) -> J
         return Judged(blank)
     one = _by_group if "group" in parameters(verifier) else _by_rollout
     judged: list[Group] = doors.run(
-        [(g.sample, "verify", one(verifier, g, doors.scope)) for g in groups]
+        [(g.sample, "verify", one(verifier, g, doors)) for g in groups]
     )
     return Judged(judged)
 
 
-def _job(verifier: Verifier, group: Group, scope: str,
+def _job(verifier: Verifier, group: Group, doors: Doors,
          judge_all: Callable[[Callable[..., Any]], Any]) -> Any:
     sample = group.sample
 
     def ask(generate: Any, **about: Any) -> Any:
         return call_by_name(
             verifier, generate=generate, sample=sample.unlabelled(),
-            key=f"{scope}/{sample.id}", **gold(verifier, sample), **about,
+            key=f"{doors.scope}/{sample.id}", decode=doors.decode,
+            **gold(verifier, sample), **about,
         )
 
     async def job(generate: Generate) -> Group:
@@ -113,7 +115,7 @@ def _job(verifier: Verifier, group: Group, scope: str,
     return job
 
 
-def _by_rollout(verifier: Verifier, group: Group, scope: str) -> Any:
+def _by_rollout(verifier: Verifier, group: Group, doors: Doors) -> Any:
     name = name_of(verifier)
 
     async def judge_all(ask: Callable[..., Any]) -> Group:
@@ -121,7 +123,7 @@ def _by_rollout(verifier: Verifier, group: Group, scope: str) -> Any:
             await _guarded(ask, name, group, rollout=rollout) for rollout in group.rollouts
         ])})
 
-    return _job(verifier, group, scope, judge_all)
+    return _job(verifier, group, doors, judge_all)
 
 
 async def _guarded(ask: Callable[..., Any], name: str, group: Group, rollout: Rollout) -> Verdict:
@@ -141,7 +143,7 @@ def failure(name: str, rollout: str, sample: str, error: Exception) -> Verdict:
     )
 
 
-def _by_group(verifier: Verifier, group: Group, scope: str) -> Any:
+def _by_group(verifier: Verifier, group: Group, doors: Doors) -> Any:
     name = name_of(verifier)
     shown = group.model_copy(update={"sample": group.sample.unlabelled()})
 
@@ -160,6 +162,6 @@ def _by_group(verifier: Verifier, group: Group, scope: str) -> Any:
                 failure(name, r.id, group.sample.id, error) for r in group.rollouts
             )})
 
-    return _job(verifier, group, scope, judge_all)
+    return _job(verifier, group, doors, judge_all)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from selfloop.roles import SelfloopError
 from selfloop.types import Group
 
 
@@ -24,6 +25,30 @@ class AccuracyBand:
             if scores and self.low <= fmean(scores) <= self.high:
                 kept.append(group)
         return kept
+
+
+@dataclass(frozen=True)
+class HardToFind:
+    """Keep groups whose tree search took more than `above` iterations, or found nothing right
+    (primitives F9; ThinkLite-VL, arXiv 2504.07934, keeps those above 5).
+
+    Reads what `search.TreeSearch` notes on its answers: `sampling["iterations"]`, `["solved"]`.
+    Raises SelfloopError where it noted nothing.
+    """
+
+    above: int = 5
+
+    def __call__(self, groups: Sequence[Group]) -> list[Group]:
+        """The hard groups."""
+        return [group for group in groups if self._hard(group)]
+
+    def _hard(self, group: Group) -> bool:
+        noted = [r.sampling for r in group.rollouts if "iterations" in r.sampling]
+        if not noted:
+            raise SelfloopError(f"HardToFind: sample {group.sample.id}: no answer notes how many "
+                                "iterations a search took; draw with search.TreeSearch")
+        return not any(n.get("solved") for n in noted) \
+            or int(str(noted[0]["iterations"])) > self.above
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ class Outside:
         except OutsideError as error:
             raise SelfloopError(f"Outside({self.verifier!r}): {error}; write it as module:name, "
                                 "and see that it can be imported within the limits") from None
-        if "generate" in told["names"]:
+        if {"generate", "decode"} & set(told["names"]):
             raise SelfloopError(f"Outside({self.verifier!r}) names `generate`, but a model cannot "
                                 "be asked from outside: use the verifier itself")
         object.__setattr__(self, "names", tuple(told["names"]))
