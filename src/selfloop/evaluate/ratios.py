@@ -54,10 +54,11 @@ def crossed_ratio_bootstrap(tops_SC: Array, bottoms_SC: Array, *,
     if seeds == clusters == 1:
         return Interval(-math.inf, math.inf, estimate, math.inf, units)
     rng, found = generator(key), []
+    sums_CX = sums_SCK.transpose(1, 0, 2).reshape(clusters, -1)
     for rows in _chunks(n, clusters * width):
         seeds_RS, clusters_RC = unit_weights(rng, rows, seeds), unit_weights(rng, rows, clusters)
-        by_cluster = (seeds_RS @ sums_SCK.reshape(seeds, -1)).reshape(rows, clusters, width)
-        totals = (by_cluster * clusters_RC[:, :, None]).sum(1)
+        by_seed = (clusters_RC @ sums_CX).reshape(rows, seeds, width)
+        totals = (by_seed * seeds_RS[:, :, None]).sum(1)
         found.append(_ratio(totals[(totals[:, 1] > 0) & (totals[:, -1] > 0)]))
     drawn = np.concatenate(found)
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
@@ -75,10 +76,10 @@ def ratio_p_value(first: tuple[Array, Array], second: tuple[Array, Array], *, n:
     if np.array_equal(a, b):
         return 1.0
     seen = abs(float(_ratio(np.hstack([a.sum(0), b.sum(0)])[None])[0]))
-    rng, beyond, total = generator(key), 0, a + b
+    rng, beyond, total, gap = generator(key), 0, a + b, a - b
     for rows in _chunks(n, len(a)):
         swap = rng.integers(0, 2, size=(rows, len(a))).astype(float)
-        ours = swap @ a + (1 - swap) @ b
+        ours = b.sum(0) + swap @ gap
         flipped = np.hstack([ours, total.sum(0)[None] - ours])
         beyond += int((np.abs(_ratio(flipped)) >= seen - 1e-12).sum())
     return (1 + beyond) / (1 + n)
