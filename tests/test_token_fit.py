@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -134,3 +135,45 @@ def test_hard_to_find(sample):
     assert HardToFind()([easy, hard, never]) == [hard, never]
     with pytest.raises(SelfloopError, match=r"draw with search\.TreeSearch"):
         HardToFind()([Group(sample=sample, rollouts=(answered(sample, "a"),))])
+
+
+def test_reachable_from_run_yaml(tmp_path):
+    from clidata import with_splits
+    from selfloop.config import load_config
+    from selfloop.methods import build_loop
+
+    path = with_splits(tmp_path)
+    path.write_text(path.read_text().replace("n: 2, max_new_tokens: 12, updates: 2, ", ""))
+    looks = "selfloop.testbeds.scenes_looks:ColourWords"
+    told = repr(build_loop(load_config(path, [
+        "method=fisao", f"options.encoder={looks}", "options.right=0.9", "options.wrong=0.4",
+        "options.words=[red, blue]"])))
+    assert all(part in told for part in ("ColourWords()", "right=0.9", "TokenRewards", "'red'"))
+
+
+def test_on_the_scenes_seed(tmp_path):
+    """Real tokens of a real tokenizer: what a colour earned stands at its tokens alone."""
+    from selfloop.data import load
+    from selfloop.engines.hf import HFEngine
+    from selfloop.recipes.fisao import fisao
+    from selfloop.testbeds import scenes
+
+    pool = load(scenes.write(tmp_path / "pool", "train", 8, 3, tasks=("caption",)))
+    loop = fisao(exact, right=0.9, wrong=0.5, words=scenes.COLOURS, n=3, lr=1e-5, steps=2,
+                 encoder="selfloop.testbeds.scenes_looks:ColourWords", samples=8, iterations=1,
+                 max_new_tokens=scenes.TOKENS)
+    engine = HFEngine(str(Path(scenes.__file__).parent / "scenes_seed"), threads=1)
+    (done,) = run(loop, pool, engine, tmp_path / "run", dev=pool)
+    assert not loop.labels_read and done.counts["signals_solver"] > 5
+    folder, seen = RunFolder(tmp_path / "run"), 0
+    for group in folder.groups(0):
+        for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True):
+            if verdict.token_scores is None:
+                continue
+            (turn,) = rollout.turns
+            words = [engine.decode([t]).strip() for t in turn.token_ids]
+            for word, score in zip(words, verdict.token_scores, strict=True):
+                seen += score != 0
+                assert score == 0 or word in scenes.COLOURS, (word, score)
+    assert seen > 5
+    assert folder.json("steps", "000001", "learned.json")["solver"]["updates"] > 0

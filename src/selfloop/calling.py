@@ -97,7 +97,8 @@ def source_hash(component: Any) -> str:
             f"{name_of(component)} cannot be part of a loop: what a partial or a closure holds "
             "has no fingerprint; write it as a frozen dataclass with __call__"
         )
-    source = _source_hash(getattr(target, "__func__", target))
+    own: Any = getattr(target, "__func__", target)
+    source = _source_hash(own)
     return f"{name_of(component)}#{source}"
 
 

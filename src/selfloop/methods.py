@@ -34,6 +34,7 @@ METHODS: dict[str, str] = {
     "seva": "prefer answers to the picture to answers to a noisy one; reads no labels",
     "csr": "prefer own sentences that are likely and fit the picture; reads no labels",
     "rlaif_v": "prefer answers whose claims a model accepts one by one; reads no labels",
+    "fisao": "reinforce each word by how well it fits the picture; reads no labels",
     "r3v": "imitate right answers, mend wrong ones, choose among both; from the seed each time",
     "mm_upt": "reinforce the group's most frequent answer; reads no labels",
     "visplay": "reinforce a questioner and a solver that raise each other; reads no labels",

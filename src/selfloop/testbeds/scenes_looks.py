@@ -47,6 +47,18 @@ class Looks:
         return [sum(_fit(m, inks) for m in ms) / len(ms) if ms else 0.0 for ms in said]
 
 
+@dataclass(frozen=True)
+class ColourWords:
+    """How well single words fit a scene, in [0, 1]: a colour by the cell that is most like it, any
+    other word 0. A stand-in for a dual encoder that is asked word by word."""
+
+    def __call__(self, picture: Image.Image, texts: Sequence[str]) -> list[float]:
+        """One number a word."""
+        inks = [ink for ink in _inks(picture) if ink is not None]
+        return [max((_like(ink, text) for ink in inks), default=0.0) if text in HUES else 0.0
+                for text in texts]
+
+
 def _inks(picture: Image.Image) -> list[Array | None]:
     """Each cell's mean ink colour less the paper, (3,); None where there is too little ink."""
     small = picture.convert("RGB").resize((SIDE, SIDE))
