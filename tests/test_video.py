@@ -193,7 +193,7 @@ def test_pictures_and_videos_in_one_row(folder):
 @pytest.mark.parametrize(("row", "what"), [
     ({"videos": ["walk.gif"], "prompt": "<video><video>"},
      "field 'videos': 2 <video> markers .* 1 videos"),
-    ({"video": "gone.mp4", "prompt": "?"}, "field 'video': .*gone.mp4"),
+    ({"video": "gone.mp4", "prompt": "?"}, "field 'video': .*gone.mp4: no such file"),
     ({"images": ["clip.mp4"], "prompt": "?"},
      "field 'images': .*clip.mp4: a video where a picture"),
     ({"image": "gone.png", "prompt": "?"}, "field 'image': .*gone.png: no such picture"),

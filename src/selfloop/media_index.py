@@ -150,12 +150,13 @@ class MediaIndex:
             return stored.sha256, str(stored.meta["uri"]), len(data), found
         assert path is not None
         where, stat, name = self._place(path, what)
-        known = self._known.get(name) if stat else None
-        if not (known and stat and known[:2] == [stat.st_size, stat.st_mtime_ns]):
+        if stat is None:
+            raise SelfloopError(f"{where}: no such file; check the path and the root")
+        known = self._known.get(name)
+        if not known or known[:2] != [stat.st_size, stat.st_mtime_ns]:
             data = bytes_of(where, self.limits)
             found = look(data, str(where))
-            known = [len(data), stat.st_mtime_ns if stat else 0,
-                     hashlib.sha256(data).hexdigest(), found]
+            known = [stat.st_size, stat.st_mtime_ns, hashlib.sha256(data).hexdigest(), found]
             self._known[name], self._new = known, True
         return known[2], str(where), known[0], known[3]
 
