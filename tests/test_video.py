@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import random
 import sys
 
 import numpy as np
@@ -113,6 +114,30 @@ def test_a_playlist_is_never_followed(data, tmp_path, monkeypatch):
     path.write_bytes(data)
     with pytest.raises(SelfloopError, match=r"clip\.mp4"):
         load([{"video": str(path), "question": "what?"}])
+
+
+def test_damaged_files_are_refused_and_nothing_else():
+    """Bytes changed and ends cut off: a frame, a sound, or one line; never another exception."""
+    from test_sound import coded, tone, wav
+
+    rng = random.Random("damage")
+    whole = [*map(clip, ("mp4", "webm", "avi", "mpegts")), wav(tone()),
+             coded(tone(), "flac", "flac"), coded(tone(), "mp3", "libmp3lame")]
+    refused = 0
+    for _ in range(700):
+        data = bytearray(rng.choice(whole))
+        for _ in range(rng.choice((1, 3, 10, 50))):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        broken = bytes(data[:rng.randrange(len(data))] if rng.random() < 0.3 else data)
+        try:
+            if video.container(broken):
+                times = video.times(broken, "x", frames=100, pixels=10**6)
+                assert video.frame(broken, "x", rng.randrange(len(times))).mode == "RGB"
+            else:
+                assert len(sound.decode(broken, "x", seconds=9).samples)
+        except SelfloopError as error:
+            refused += "\n" not in str(error)
+    assert 100 < refused < 600
 
 
 # -- rows -----------------------------------------------------------------------------------------

@@ -75,6 +75,9 @@ def decode(data: bytes, name: str, *, seconds: float) -> Sound:
         if not box.streams.audio:
             raise SelfloopError(f"{name}: it has no sound")
         stream = box.streams.audio[0]
+        if stream.codec_context is None:
+            raise SelfloopError(f"{name}: its sound is in a codec that is not known here; convert "
+                                "it to WAV, or leave it out")
         rate, found, held = stream.rate, list[Any](), 0
         try:
             for part in box.decode(stream):

@@ -77,7 +77,11 @@ def frame(data: bytes, name: str, index: int) -> Image.Image:
     if found is None:
         raise SelfloopError(f"{name}: frame {index} is missing; save or copy it again, or leave it "
                             "out")
-    picture: Image.Image = found.to_image()
+    try:
+        picture: Image.Image = found.to_image()
+    except errors() as error:
+        raise SelfloopError(f"{name}: frame {index} is broken ({error}); save or copy it again, or "
+                            "leave it out") from error
     turned = getattr(found, "rotation", 0)
     return picture.rotate(turned, expand=True) if turned else picture
 
@@ -145,13 +149,16 @@ def _av() -> Any:
 
 def errors() -> tuple[type[Exception], ...]:
     """What PyAV raises on damaged files."""
-    return _av().FFmpegError, OSError, ValueError
+    return _av().FFmpegError, OSError, ValueError, IndexError, AttributeError
 
 
 def _stream(box: Any, name: str) -> Any:
     if not box.streams.video:
         raise SelfloopError(f"{name}: it has no pictures; is it a sound?")
     stream = box.streams.video[0]
+    if stream.codec_context is None:
+        raise SelfloopError(f"{name}: its pictures are in a codec that is not known here; convert "
+                            "it to H.264 in MP4, or leave it out")
     stream.thread_type = "NONE"  # frames come out in one order on every machine
     return stream
 
