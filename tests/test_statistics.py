@@ -294,3 +294,15 @@ def test_calibration_error_matches_scikit_learn():
     assert apart == pytest.approx((0.05 + 0.85) / 2)  # the last two of ten bins
     with pytest.raises(SelfloopError, match="confidence"):
         st.expected_calibration_error([1.2], [True])
+
+
+def test_equal_answers_leave_doubt():
+    """Two of two wrong, or 40 of 40 right, is no certainty; otherwise it is the bootstrap."""
+    from selfloop.evaluate.ratios import share_bootstrap
+
+    few = share_bootstrap([0.0, 0.0], ["a", "b"])
+    assert (few.low, few.estimate) == (0.0, 0.0) and few.high == pytest.approx(0.6576, abs=1e-4)
+    many = share_bootstrap([1.0] * 80, [i // 2 for i in range(80)])
+    assert (many.low, many.high) == pytest.approx(st.wilson(40, 40))
+    mixed = [0.0, 1.0, 1.0, 0.5]
+    assert share_bootstrap(mixed, "abcd") == st.bootstrap(mixed, "abcd")

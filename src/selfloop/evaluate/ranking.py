@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from selfloop.evaluate.statistics import bootstrap, unit_weights
+from selfloop.evaluate.ratios import share_bootstrap
+from selfloop.evaluate.statistics import unit_weights
 from selfloop.keys import generator
 from selfloop.roles import SelfloopError
 from selfloop.types import Group
@@ -131,5 +132,5 @@ def _both(rule: Sequence[Group], scored: Sequence[Group]
 
 
 def _mean(found: Sequence[float], clusters: Sequence[str]) -> Share:
-    interval = bootstrap(found, clusters)
+    interval = share_bootstrap(found, clusters)
     return Share(sum(found) / len(found), interval.low, interval.high, len(found))

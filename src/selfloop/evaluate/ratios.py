@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from selfloop.evaluate.statistics import Interval, unit_weights
+from selfloop.evaluate.statistics import Interval, bootstrap, unit_weights, wilson
 from selfloop.keys import generator
 from selfloop.roles import SelfloopError
 
@@ -33,6 +35,18 @@ def ratio_bootstrap(tops: Array, bottoms: Array, *, minus: tuple[Array, Array] |
     drawn = _resampled(sums, n, key)
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high), estimate, float(drawn.std(ddof=1)), units)
+
+
+def share_bootstrap(values: Sequence[float], clusters: Sequence[Any],
+                    seeds: Sequence[Any] | None = None, *, key: str = "bootstrap") -> Interval:
+    """statistics.bootstrap of values in [0, 1]. Where all are 0, or all 1, every resample is the
+    same and its interval would have no width: it is Wilson's then, a cluster counting as one."""
+    found = bootstrap(values, clusters, seeds, key=key)
+    if found.estimate not in (0.0, 1.0) or not math.isfinite(found.low):
+        return found
+    many = len({str(cluster) for cluster in clusters})
+    low, high = wilson(round(found.estimate * many), many)
+    return replace(found, low=low, high=high)
 
 
 def crossed_ratio_bootstrap(tops_SC: Array, bottoms_SC: Array, *,

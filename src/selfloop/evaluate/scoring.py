@@ -22,8 +22,8 @@ from selfloop.evaluate.answers import (
 )
 from selfloop.evaluate.benchmark import OWN, Benchmark, Marked, Tally, Way, added
 from selfloop.evaluate.monitors import DRAWS, NO_IMAGE
-from selfloop.evaluate.ratios import ratio_bootstrap
-from selfloop.evaluate.statistics import Interval, bootstrap, wilson
+from selfloop.evaluate.ratios import ratio_bootstrap, share_bootstrap
+from selfloop.evaluate.statistics import Interval, wilson
 from selfloop.roles import SelfloopError
 from selfloop.types import Sample
 
@@ -268,7 +268,7 @@ def solved(drawn: Sequence[Answer]) -> dict[str, Figure]:
     found = {}
 
     def put(name: str, values: list[float]) -> None:
-        interval = bootstrap(values, clusters, key=name)
+        interval = share_bootstrap(values, clusters, key=name)
         found[name] = Figure(interval.estimate, *_ends(interval), float(len(values)))
 
     for k in sorted({2 ** i for i in range(7) if 2 ** i <= most} | {most}):

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from selfloop.evaluate.answers import Answer, accuracy, read
-from selfloop.evaluate.statistics import Gain, bootstrap, paired_gain
+from selfloop.evaluate.ratios import share_bootstrap
+from selfloop.evaluate.statistics import Gain, paired_gain
 from selfloop.roles import SelfloopError
 from selfloop.store import RunFolder
 from selfloop.types import Group, Iteration
@@ -189,9 +190,9 @@ def estimate(answers: Sequence[Answer]) -> Estimate | None:
             draws.setdefault((a.seed, a.sample), (a.cluster, []))[1].append(a.right)
     if not draws:
         return None
-    found = bootstrap([sum(r) / len(r) for _, r in draws.values()],
-                      [cluster for cluster, _ in draws.values()],
-                      [seed for seed, _ in draws], key="report")
+    found = share_bootstrap([sum(r) / len(r) for _, r in draws.values()],
+                            [cluster for cluster, _ in draws.values()],
+                            [seed for seed, _ in draws], key="report")
     bounded = math.isfinite(found.low) and math.isfinite(found.high)
     return Estimate(accuracy(answers), found.low if bounded else None,
                     found.high if bounded else None, len({s for _, s in draws}))
