@@ -328,3 +328,14 @@ def test_from_videos_to_a_checked_run(folder, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["check", str(folder / "out" / "run.yaml")])
     assert not ended.value.code, capsys.readouterr()
+
+
+def test_a_run_says_that_frames_were_left_out(folder):
+    from clidata import with_splits
+    from selfloop.config import load_config, load_data
+
+    path = with_splits(folder)
+    (folder / "train" / "train.jsonl").write_text(json.dumps(
+        {"video": str(folder / "clip.mp4"), "question": "?", "answer": "x"}))
+    notes = load_data(load_config(path, ["data.frames=4"])).notes
+    assert any("shown by 4 frames at even distances" in note for note in notes)

@@ -252,7 +252,8 @@ def load_data(config: RunConfig) -> Data:
     dev = load(config.data.dev, frames=frames) if config.data.dev else None
     found = unknown_to(train, dev, config.data.test, config.data.decontaminate)
     return Data(structured(found.samples, config.prompt),
-                dev if dev is None else structured(dev, config.prompt), found.notes)
+                dev if dev is None else structured(dev, config.prompt),
+                tuple(dict.fromkeys((*train.notes, *(dev.notes if dev else ()), *found.notes))))
 
 
 def structured(samples: Samples, prompt: str) -> Samples:
