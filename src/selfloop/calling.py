@@ -6,11 +6,12 @@ naming a gold value is how it declares that it reads labels.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import hashlib
 import inspect
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -118,6 +119,13 @@ def component_named(path: str) -> Any:
         return pkgutil.resolve_name(path)
     except (ValueError, ImportError, AttributeError) as error:
         raise SelfloopError(f"no component {path!r}: {error}; write it as module:name") from error
+
+
+def closest(name: str, valid: Iterable[str]) -> str:
+    """'; did you mean X? valid: ...': the end of a message about an unknown name."""
+    known = sorted(valid)
+    near = difflib.get_close_matches(name, known, 1, 0.5)
+    return (f"; did you mean {near[0]!r}?" if near else ";") + f" valid: {', '.join(known)}"
 
 
 def as_verdict(value: Any, verifier: str) -> Verdict:

@@ -177,7 +177,8 @@ def _must_be_named(base_url: str, network: str | tuple[str, ...]) -> None:
 def _schema(given: Mapping[str, Any] | str | None, home: Path) -> Mapping[str, Any] | None:
     if not isinstance(given, str):
         return given
-    from selfloop.methods import closest, look_in
+    from selfloop.calling import closest
+    from selfloop.methods import look_in
 
     look_in(home)
     if ":" not in given and given not in _SCHEMAS:
@@ -215,7 +216,7 @@ def _read(engines: Any) -> Any:
 
 
 def _one(role: str, how: Any) -> Cast:
-    from selfloop.methods import closest
+    from selfloop.calling import closest
 
     if isinstance(how, EngineConfig | AdapterConfig):
         return how

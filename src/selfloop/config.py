@@ -17,16 +17,20 @@ from pydantic import BaseModel, Field, JsonValue, ValidationError, field_validat
 
 from selfloop import casting, yaml_lines
 from selfloop.auditing import setting
+from selfloop.calling import closest
 from selfloop.config_sections import (
     ConfigPart,
     DataConfig,
+    EvaluationConfig,
     GateConfig,
     LoRAConfig,
     OptimConfig,
+    OrganizeConfig,
+    Part,
     SuiteConfig,
 )
 from selfloop.durations import seconds
-from selfloop.methods import METHODS, build_loop, closest, options_of
+from selfloop.methods import METHODS, build_loop, options_of
 from selfloop.roles import SelfloopError
 
 if TYPE_CHECKING:
@@ -79,6 +83,12 @@ class RunConfig(ConfigPart):
     """A structured prompt of collect/guided.py that ends every question."""
     options: dict[str, JsonValue] = Field(default_factory=dict)
     """Passed on to the recipe."""
+    sampler: Part | None = None
+    reward: Part | None = None
+    organize: OrganizeConfig = Field(default_factory=lambda: OrganizeConfig.model_validate({}))
+    evaluation: EvaluationConfig = Field(
+        default_factory=lambda: EvaluationConfig.model_validate({}))
+    """Parts in place of the method's own; see composing.py."""
     iterations: int = Field(3, ge=1)
     seed: int = 0
     budget: float | None = Field(None, gt=0)
@@ -162,7 +172,8 @@ def load_config(path: str | Path = "run.yaml", overrides: Sequence[str] = ()) ->
 
 
 _FIELDS: dict[str, type[BaseModel]] = {"": RunConfig, "data": DataConfig, "lora": LoRAConfig,
-                                      "optim": OptimConfig, "audit": setting.AuditConfig}
+                                      "optim": OptimConfig, "audit": setting.AuditConfig,
+                                      "organize": OrganizeConfig, "evaluation": EvaluationConfig}
 
 
 def _refuse_unknown(values: Mapping[str, Any], lines: Mapping[tuple[str, ...], int], path: Path,
@@ -239,6 +250,7 @@ class Data:
 
 def load_data(config: RunConfig) -> Data:
     """Train and dev samples. Raises SelfloopError naming file, row and field of what is bad."""
+    from selfloop.collect.guided import structured
     from selfloop.data import load
     from selfloop.organize.refine.clean_data import unknown_to
 
@@ -254,17 +266,6 @@ def load_data(config: RunConfig) -> Data:
     return Data(structured(found.samples, config.prompt),
                 dev if dev is None else structured(dev, config.prompt),
                 tuple(dict.fromkeys((*train.notes, *(dev.notes if dev else ()), *found.notes))))
-
-
-def structured(samples: Samples, prompt: str) -> Samples:
-    """The samples with every question ended by a structured prompt of collect/guided.py."""
-    if prompt == "as it is":
-        return samples
-    from selfloop.collect.guided import STRUCTURES
-    from selfloop.data import Samples
-
-    made = (s.model_copy(update={"prompt": STRUCTURES[prompt](s.context).prompt}) for s in samples)
-    return Samples.of(made, samples.name)
 
 
 def build_engine(config: RunConfig) -> Engine:

@@ -3,13 +3,44 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
 
 class ConfigPart(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _used(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    if not isinstance(value.get("use"), str):
+        raise ValueError("write it as {use: NAME, option: value}")
+    return value
+
+
+Part = Annotated[dict[str, JsonValue], AfterValidator(_used)]
+"""Something by name, and its options: {use: TreeSearch, expand: 3}; see composing.py."""
+
+
+class OrganizeConfig(ConfigPart):
+    """What changes in the solver's chain of organizers."""
+
+    steps: tuple[Part, ...] | None = None
+    """Refinement after the method's own steps."""
+    maker: Part | None = None
+    """What makes signals of the groups, in place of the method's."""
+    wave: int | None = Field(None, ge=0)
+    """Draw further problems until so many groups have answers that differ in their scores."""
+
+
+class EvaluationConfig(ConfigPart):
+    """What changes in how dev is answered."""
+
+    sampler: Part | None = None
+    """How a dev question is answered where one turn is not enough: an EnvSampler with n: 1."""
+    draws: int | None = Field(None, ge=0)
+    """Also draw so many answers at temperature 1, for pass@k and the vote."""
+    no_image: bool | None = None
 
 
 class LoRAConfig(ConfigPart):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter, ValidationError
 
 from selfloop.answer_types import RULES
+from selfloop.calling import closest
+from selfloop.composing import composed
 from selfloop.evaluate.forgetting import Suite, default_suites, load_suite
 from selfloop.evaluate.gate import Gate
 from selfloop.organize.verify.outside import Outside
@@ -55,13 +56,6 @@ METHODS: dict[str, str] = {
 VERIFIERS = ("exact", "number", "choice", "yes_no", "text")
 _GIVEN = frozenset({"verifier", "metric", "iterations", "seed"})
 """Recipe parameters that have a key of their own in run.yaml."""
-
-
-def closest(name: str, valid: Iterable[str]) -> str:
-    """'; did you mean X? valid: ...': the end of a message about an unknown name."""
-    known = sorted(valid)
-    near = difflib.get_close_matches(name, known, 1, 0.5)
-    return (f"; did you mean {near[0]!r}?" if near else ";") + f" valid: {', '.join(known)}"
 
 
 def recipe_named(method: str) -> Callable[..., Loop]:
@@ -146,7 +140,7 @@ def build_loop(config: RunConfig) -> Loop:
         made = recipe(**named, **options)
     except (TypeError, ValueError) as error:
         raise SelfloopError(f"options of {config.method}: {error}") from error
-    return _decided(made, config)
+    return _decided(composed(made, config), config)
 
 
 def _decided(loop: Loop, config: RunConfig) -> Loop:

@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from selfloop.casting import cast
-from selfloop.config import RunConfig, build_engine, build_loop, load_data, structured
+from selfloop.collect.guided import structured
+from selfloop.config import RunConfig, build_engine, build_loop, load_data
 from selfloop.data import load
 from selfloop.evaluate.sealed import Sealed
 from selfloop.proof import Study

@@ -22,7 +22,7 @@ def sink(name: str, folder: str | Path = ".", run: str = "selfloop",
     Raises SelfloopError, with the pip extra to install, when the tracker is not there.
     """
     if name not in SINKS:
-        from selfloop.methods import closest
+        from selfloop.calling import closest
 
         raise SelfloopError(f"sink {name!r} is unknown{closest(name, SINKS)}")
     open_one = {"tensorboard": _tensorboard, "trackio": _trackio, "wandb": _wandb}[name]

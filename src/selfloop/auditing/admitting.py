@@ -18,8 +18,8 @@ import selfloop
 from selfloop.auditing.attacks import ATTACKS, CONTROLS
 from selfloop.auditing.audit import Audited, Limits, audit
 from selfloop.auditing.setting import AuditConfig
+from selfloop.calling import closest
 from selfloop.loop import Loop
-from selfloop.methods import closest
 from selfloop.pictures import Library
 from selfloop.roles import Engine, SelfloopError, name_of, parameters
 from selfloop.store import RunFolder, put_json

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from selfloop.data import Samples
 from selfloop.types import Context, Message, Part
 
 
@@ -70,3 +71,11 @@ STRUCTURES: dict[str, Callable[[Context], Context]] = {
     "describe then answer": describe_then_answer, "see, think, answer": see_think_answer,
 }
 """The four that `selfloop probe` compares with the question as it is."""
+
+
+def structured(samples: Samples, prompt: str) -> Samples:
+    """The samples with every question ended by one of `STRUCTURES` ("as it is": by none)."""
+    if prompt == "as it is":
+        return samples
+    made = (s.model_copy(update={"prompt": STRUCTURES[prompt](s.context).prompt}) for s in samples)
+    return Samples.of(made, samples.name)

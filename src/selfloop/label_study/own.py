@@ -7,7 +7,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from selfloop.config import RunConfig, build_engine, build_loop, load_data, structured
+from selfloop.collect.guided import structured
+from selfloop.config import RunConfig, build_engine, build_loop, load_data
 from selfloop.data import load
 from selfloop.evaluate.sealed import Sealed
 from selfloop.label_study.design import SHARES, LabelStudy, Supervision, budgets_of

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from selfloop.config import RunConfig, build_engine, load_data, structured
+from selfloop.collect.guided import structured
+from selfloop.config import RunConfig, build_engine, load_data
 from selfloop.data import load
 from selfloop.evaluate.sealed import Sealed
 from selfloop.loss_study.design import Asked, Bed, Budget, LossStudy

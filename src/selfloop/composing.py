@@ -1,0 +1,212 @@
+"""Parts of a loop named in run.yaml: a sampler, refinement steps, a maker of signals, a reward.
+
+    sampler: {use: TreeSearch, expand: 3}
+    organize: {steps: [{use: AccuracyBand, low: 0.2, high: 0.8}]}
+
+`use` is the name of anything that ships in collect/, organize/ and beneath, or module:name. A
+class is built with the other keys as its options; a function is called with them, or taken as it
+is where there are none. Options may be parts in their turn.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+import typing
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.errors import PydanticSchemaGenerationError
+
+from selfloop.calling import closest, component_named
+from selfloop.collect.swapped_pictures import Pool, pool_of
+from selfloop.organize.chain import Chain
+from selfloop.pictures import Library
+from selfloop.roles import SelfloopError
+
+if TYPE_CHECKING:
+    from selfloop.config import RunConfig
+    from selfloop.loop import Learn, Loop
+
+PACKAGES = ("selfloop.collect", "selfloop.organize", "selfloop.organize.refine",
+            "selfloop.organize.verify", "selfloop.answer_types")
+"""Where names without a module are looked for."""
+_ROLE = "solver"
+
+
+def composed(loop: Loop, config: RunConfig) -> Loop:
+    """The method's loop with the parts that run.yaml names in place of its own.
+
+    `sampler` and `reward` (the verifier of training answers; `verifier` stays the metric) stand
+    in for the method's. `organize` changes the solver's chain: its `steps` come after the
+    method's own, its `maker` and `wave` replace them. `evaluation` changes how dev is answered.
+
+    Raises SelfloopError naming the key, the part and the option.
+    """
+    def part(key: str, value: Any) -> Any:
+        stage = "selfloop.collect" if key.endswith("sampler") else "selfloop.organize"
+        try:
+            return built(value, config, stage)
+        except (SelfloopError, TypeError, ValueError) as error:
+            raise SelfloopError(f"{key}: {error}") from error
+
+    changed: dict[str, Any] = {}
+    if config.sampler is not None:
+        changed["sampler"] = part("sampler", config.sampler)
+    if config.reward is not None:
+        changed["verifier"] = part("reward", config.reward)
+    how = config.organize
+    if said := {name: part(f"organize.{name}", value) for name in ("steps", "maker", "wave")
+                if (value := getattr(how, name)) is not None}:
+        changed["learn"] = {**loop.learn, _ROLE: _organized(loop, said)}
+        if how.wave:
+            changed["max_waves"] = max(2, loop.max_waves)
+    dev = config.evaluation.model_dump(exclude_none=True)
+    if dev and loop.evaluation is not None:
+        changed["evaluation"] = replace(loop.evaluation, **{
+            name: part(f"evaluation.{name}", value) for name, value in dev.items()})
+    return replace(loop, **changed) if changed else loop
+
+
+def _organized(loop: Loop, said: dict[str, Any]) -> Learn:
+    learn = loop.learn.get(_ROLE)
+    if learn is None or not isinstance(learn.organizer, Chain):
+        raise SelfloopError(f"organize: {loop.name} has no chain of steps for its {_ROLE}; take "
+                            "the key out, or write the method as a function (docs/recipes.md)")
+    steps = (*learn.organizer.steps, *said.pop("steps", ()))
+    return replace(learn, organizer=replace(learn.organizer, steps=steps, **said))
+
+
+# -- building -------------------------------------------------------------------------------------
+
+def built(value: Any, config: RunConfig, stage: str = "") -> Any:
+    """A value of run.yaml with every `{use: ...}` in it built, lists as tuples. Of two parts of
+    one name that of `stage`, a package, is meant."""
+    if isinstance(value, list | tuple):
+        return tuple(built(one, config, stage) for one in value)
+    if not isinstance(value, Mapping) or "use" not in value:
+        return value
+    name = value["use"]
+    if not isinstance(name, str):
+        raise SelfloopError(f"use: {name!r} is no name: write the name of a part")
+    target = part_named(name, stage)
+    options = {str(key): built(one, config, stage) for key, one in value.items() if key != "use"}
+    if not options and not inspect.isclass(target):
+        return target
+    if not callable(target):
+        raise SelfloopError(f"{name} is {type(target).__name__}, which takes no options: name "
+                            "them where it is made")
+    return _called(name, target, options, config)
+
+
+def _called(name: str, target: Any, options: dict[str, Any], config: RunConfig) -> Any:
+    takes = {n: p for n, p in inspect.signature(target).parameters.items()
+             if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    for option in options:
+        if option not in takes:
+            raise SelfloopError(f"{name} has no option {option!r}{closest(option, takes)}")
+    missing = [n for n, p in takes.items() if p.default is p.empty and n not in options]
+    if missing:
+        raise SelfloopError(f"{name} needs the option {missing[0]!r}")
+    types = _types(target)
+    return target(**{option: _fitting(f"{name}.{option}", value, types.get(option), config)
+                     for option, value in options.items()})
+
+
+def _types(target: Any) -> dict[str, Any]:
+    """Option -> its type, where the annotations can be resolved."""
+    try:
+        return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except (NameError, AttributeError, TypeError):  # imported for type checkers alone
+        return {}
+
+
+def _fitting(what: str, value: Any, kind: Any, config: RunConfig) -> Any:
+    """A plain value as the option's type: YAML reads 1e-5 as text, and a word may name a part."""
+    if value == "train" and Pool in (kind, *typing.get_args(kind)):
+        return _training_pictures(config)
+    if kind is None:
+        return value
+    if kind is Any:
+        return _with_parts(value)
+    try:
+        adapter = TypeAdapter(kind, config=None if _has_config(kind) else ConfigDict(
+            arbitrary_types_allowed=True))
+    except PydanticSchemaGenerationError:
+        return value
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        named = _with_parts(value)
+        if named != value:
+            return adapter.validate_python(named)
+        first = error.errors()[0]
+        at = ".".join([what, *(str(step) for step in first["loc"] if isinstance(step, int))])
+        raise SelfloopError(f"{at} = {str(value)[:80]!r}: {first['msg']}") from None
+
+
+def _with_parts(value: Any) -> Any:
+    """The value with words that name parts replaced by them: `check: exact`."""
+    if isinstance(value, tuple):
+        return tuple(_with_parts(one) for one in value)
+    return part_named(value) if isinstance(value, str) and (value in _shipped() or ":" in value) \
+        else value
+
+
+def _has_config(kind: Any) -> bool:
+    """Whether a type brings pydantic settings of its own, which may not be given twice."""
+    return inspect.isclass(kind) and (hasattr(kind, "model_config")
+                                      or hasattr(kind, "__dataclass_fields__"))
+
+
+def _training_pictures(config: RunConfig) -> Pool:
+    """All pictures of the training data, as stand-ins for one another."""
+    from selfloop.data import load
+
+    return pool_of([m for s in load(config.data.train) for m in s.media], Library())
+
+
+# -- names ----------------------------------------------------------------------------------------
+
+def part_named(name: str, stage: str = "") -> Any:
+    """The class, function or object of a shipped name or module:name.
+
+    Raises SelfloopError for an unknown name, with the closest, and for one that two modules have.
+    """
+    if ":" in name:
+        return component_named(name)
+    modules = _shipped().get(name)
+    if modules is None:
+        near = difflib.get_close_matches(name, _shipped(), 1, 0.5)
+        raise SelfloopError(f"use: {name!r} is no part that ships"
+                            + (f"; did you mean {near[0]!r}?" if near else "")
+                            + " (docs/samplers.md, organizers.md and verifiers.md list them; "
+                            "your own is module:name)")
+    mine = [module for module in modules if stage and module.startswith(stage)]
+    modules = tuple(mine) if len(mine) == 1 else modules
+    if len(modules) > 1:
+        raise SelfloopError(f"use: {name!r} may be " + " or ".join(
+            f"{module}:{name}" for module in modules) + ": write which")
+    return getattr(importlib.import_module(modules[0]), name)
+
+
+@cache
+def _shipped() -> dict[str, tuple[str, ...]]:
+    """Public name -> the modules that define it; the optional ones that cannot be imported are
+    left out."""
+    found: dict[str, tuple[str, ...]] = {}
+    for package in PACKAGES:
+        outer = importlib.import_module(package)
+        names = [package] if not hasattr(outer, "__path__") else [
+            f"{package}.{m.name}" for m in pkgutil.iter_modules(outer.__path__) if not m.ispkg]
+        for module in names:
+            for name, value in vars(importlib.import_module(module)).items():
+                if not name.startswith("_") and callable(value) \
+                        and getattr(value, "__module__", "") == module:
+                    found[name] = (*found.get(name, ()), module)
+    return found

@@ -1,0 +1,322 @@
+"""Parts named in run.yaml: any sampler, step, maker and reward that ships, and one's own."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from clidata import with_splits
+from selfloop.cli import main
+from selfloop.collect.env import EnvSampler
+from selfloop.collect.negatives import Negatives
+from selfloop.collect.search import TreeSearch
+from selfloop.collect.tools import PictureTool
+from selfloop.composing import _shipped, part_named
+from selfloop.config import build_loop, load_config
+from selfloop.loop import Loop
+from selfloop.organize.refine.filters import AccuracyBand, HardToFind
+from selfloop.organize.refine.pair_filters import LengthBalance
+from selfloop.organize.refine.pairs import Margin, Pairs
+from selfloop.organize.verify.combine import AllOf, Weighted
+from selfloop.organize.verify.format import Pattern
+from selfloop.organize.verify.length import Brief, LengthWindow
+from selfloop.organize.verify.rules import exact
+from selfloop.organize.verify.vote import MajorityVote
+from selfloop.roles import SelfloopError
+from selfloop.store import RunFolder
+
+
+def written(folder: Path, method: str = "star", **more: object) -> Path:
+    """A run.yaml over digits with these keys besides."""
+    path = with_splits(folder, method=method)
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | more))
+    return path
+
+
+def built(folder: Path, method: str = "star", **more: object) -> Loop:
+    return build_loop(load_config(written(folder, method, **more)))
+
+
+def chain(loop: Loop):
+    return loop.learn["solver"].organizer
+
+
+# -- what is built --------------------------------------------------------------------------------
+
+
+def test_without_such_keys_the_loop_is_the_methods_own(tmp_path):
+    plain = built(tmp_path)
+    assert plain.fingerprint() == built(tmp_path, organize={}, evaluation={}).fingerprint()
+
+
+def test_parts_stand_in_for_the_methods_own(tmp_path):
+    own = built(tmp_path)
+    loop = built(
+        tmp_path, sampler={"use": "TreeSearch", "check": "exact", "budget": 4, "c": "1e0"},
+        reward={"use": "MajorityVote"}, evaluation={"draws": 3, "no_image": False},
+        organize={"steps": [{"use": "AccuracyBand", "low": 0.1, "high": 0.9},
+                            {"use": "HardToFind"}], "wave": 5})
+    assert loop.sampler == TreeSearch(check=exact, budget=4)
+    assert loop.verifier == MajorityVote() and loop.evaluation.metric is exact
+    assert chain(loop).steps == (*chain(own).steps, AccuracyBand(0.1, 0.9), HardToFind())
+    assert chain(loop).maker == chain(own).maker
+    assert (chain(loop).wave, loop.max_waves) == (5, 2)
+    assert (loop.evaluation.draws, loop.evaluation.no_image) == (3, False)
+    assert loop.fingerprint() != own.fingerprint()
+
+
+def test_parts_hold_parts(tmp_path):
+    loop = built(tmp_path, method="dpo",
+                 sampler={"use": "EnvSampler", "n": 2, "env": {"use": "PictureTool", "uses": 2}},
+                 organize={"maker": {"use": "Pairs", "propose": {"use": "Margin", "gap": 0.5},
+                                     "filters": [{"use": "LengthBalance"}]}})
+    assert loop.sampler == EnvSampler(env=PictureTool(uses=2), n=2)
+    assert chain(loop).maker == Pairs(Margin(0.5), (LengthBalance(),))
+
+
+def test_a_function_is_taken_as_it_is_or_called_with_its_options(tmp_path):
+    (tmp_path / "own_steps.py").write_text(
+        "from selfloop.organize.refine.filters import AccuracyBand\n"
+        "def band(low: float = 0.0):\n    return AccuracyBand(low, 1.0)\n"
+        "def all_of_them(groups):\n    return list(groups)\n")
+    steps = chain(built(tmp_path, organize={"steps": [
+        {"use": "without_blind"}, {"use": "own_steps:all_of_them"},
+        {"use": "own_steps:band", "low": 0.25}]})).steps[-3:]
+    assert [getattr(s, "__name__", s) for s in steps] == [
+        "without_blind", "all_of_them", AccuracyBand(0.25, 1.0)]
+
+
+def test_pictures_of_the_training_data_stand_in_for_one_another(tmp_path):
+    loop = built(tmp_path, method="seva",
+                 sampler={"use": "Negatives", "causes": ["swapped", "near"], "pool": "train"})
+    assert isinstance(loop.sampler, Negatives) and len(loop.sampler.pool.media) == 12
+
+
+def test_of_two_parts_of_one_name_that_of_the_stage_is_meant(tmp_path):
+    assert part_named("Pool", "selfloop.organize").__module__.endswith("refine.pools")
+    with pytest.raises(SelfloopError, match=r"'Pool' may be .*swapped_pictures:Pool or .*write "):
+        part_named("Pool")
+    pool = chain(built(tmp_path, organize={"steps": [{"use": "Pool", "limit": 9}]})).steps[-1]
+    assert pool.limit == 9
+
+
+def _samplers() -> list[str]:
+    found = []
+    for name, modules in _shipped().items():
+        part = part_named(f"{modules[0]}:{name}")
+        if inspect.isclass(part) and dataclasses.is_dataclass(part) \
+                and "selfloop.collect" in modules[0] \
+                and inspect.iscoroutinefunction(vars(part).get("__call__")):
+            found.append(name)
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(_samplers()))
+def test_every_sampler_has_one_name(name):
+    assert part_named(name, "selfloop.collect") is part_named(name)
+
+
+def test_samplers_are_found_at_all():
+    assert {"Independent", "TreeSearch", "SentenceTree", "CritiqueRevise", "SelectAmong", "Propose",
+            "EnvSampler", "SpyGame", "MixedDecoding", "MaskedAttention", "Rationalise",
+            "FromGold", "ForcedPrefix", "AdaptiveTemperature"} <= set(_samplers())
+
+
+@pytest.mark.parametrize(("reward", "made"), [
+    ({"use": "Weighted", "verifiers": [[1, "exact"], [0.5, {"use": "Brief", "free": 3}]]},
+     Weighted(((1.0, exact), (0.5, Brief(free=3))))),
+    ({"use": "AllOf", "verifiers": ["exact", {"use": "Pattern", "regex": "^[0-9]$"}]},
+     AllOf((exact, Pattern("^[0-9]$")))),
+    ({"use": "LengthWindow", "right": "exact", "low": 1, "high": 3},
+     LengthWindow(exact, low=1, high=3)),
+])
+def test_verifiers_are_combined(tmp_path, reward, made):
+    assert built(tmp_path, reward=reward).verifier == made
+
+
+# -- what is refused ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("more", "said"), [
+    ({"sampler": {"use": "TreeSerch"}},
+     r"^sampler: use: 'TreeSerch' is no part that ships; did you mean 'TreeSearch'\?"),
+    ({"sampler": {"use": "TreeSearch"}}, r"^sampler: TreeSearch needs the option 'check'"),
+    ({"sampler": {"use": "Independent", "m": 3}},
+     r"^sampler: Independent has no option 'm'; .*valid: .*max_new_tokens"),
+    ({"sampler": {"use": "Independent", "n": "many"}}, r"Independent\.n = 'many': Input should"),
+    ({"organize": {"steps": [{"use": "Negatives", "severity": 7}]}},
+     r"^organize\.steps: .*severity"),
+    ({"reward": {"use": "nowhere:thing"}}, r"^reward: no component 'nowhere:thing'"),
+    ({"organize": {"maker": {"use": "GroupAdvantage"}}}, r"which loss SFT cannot read"),
+    ({"sampler": {"use": "AccuracyBand"}}, r"sampler .*AccuracyBand asks for 'groups'"),
+])
+def test_what_does_not_fit_is_said_in_one_line(tmp_path, more, said):
+    with pytest.raises(SelfloopError, match=said) as found:
+        built(tmp_path, **more)
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(("more", "said"), [
+    ({"sampler": "TreeSearch"}, r"line \d+: sampler = 'TreeSearch'"),
+    ({"sampler": {"uses": "TreeSearch"}}, r"line \d+: sampler.*write it as \{use: NAME"),
+    ({"organize": {"step": []}}, r"unknown key 'organize\.step'; did you mean 'steps'"),
+    ({"evaluation": {"draws": -1}}, r"evaluation\.draws = -1"),
+])
+def test_a_malformed_key_is_named_with_its_line(tmp_path, more, said):
+    with pytest.raises(SelfloopError, match=said):
+        load_config(written(tmp_path, **more))
+
+
+def test_a_method_without_a_chain_says_so(tmp_path):
+    (tmp_path / "own_loop.py").write_text(
+        "from selfloop.recipes.star import star\nfrom dataclasses import replace\n"
+        "def plainly(groups, state, key):\n    return [], {}, {}\n"
+        "def odd(verifier, metric, iterations, seed):\n"
+        "    loop = star(verifier, metric)\n"
+        "    return replace(loop, learn={'solver': replace(loop.learn['solver'], "
+        "organizer=plainly)})\n")
+    path = written(tmp_path, "own_loop:odd", options={},
+                   organize={"steps": [{"use": "Finished"}]})
+    with pytest.raises(SelfloopError, match="organize: star has no chain of steps"):
+        build_loop(load_config(path))
+
+
+# -- runs from the command line -------------------------------------------------------------------
+
+
+def test_a_tree_search_is_run_from_the_command_line(tmp_path):
+    """Search with its difficulty read-out, then only problems that were hard to find are kept."""
+    path = written(tmp_path, sampler={"use": "TreeSearch", "check": "exact", "budget": 3,
+                                      "children": 2, "depth": 1, "step_tokens": 2,
+                                      "max_new_tokens": 6},
+                   organize={"steps": [{"use": "HardToFind", "above": 1}]})
+    found = CliRunner().invoke(main, ["run", str(path), "audit=off"])
+    assert found.exit_code == 0, found.output
+    groups = RunFolder(tmp_path / "runs" / "star").groups(0)
+    spent = [r.sampling["iterations"] for g in groups for r in g.rollouts]
+    assert spent and set(spent) <= {1, 2, 3}
+    manifest = json.loads(next(tmp_path.glob("runs/star/steps/*/manifest.json")).read_text())
+    assert manifest["counts"]["signals_solver"] <= manifest["counts"]["right"]
+
+
+def test_looking_closer_is_run_and_evaluated_from_the_command_line(tmp_path):
+    tool = {"use": "EnvSampler", "env": {"use": "PictureTool", "uses": 1}, "max_turns": 2,
+            "max_new_tokens": 6}
+    path = written(tmp_path, sampler={**tool, "n": 2},
+                   reward={"use": "LastTurn", "right": "exact"},
+                   evaluation={"sampler": {**tool, "n": 1, "temperature": 0}})
+    found = CliRunner().invoke(main, ["run", str(path), "audit=off"])
+    assert found.exit_code == 0, found.output
+    groups = RunFolder(tmp_path / "runs" / "star").groups(0)
+    assert all("said_last" in r.sampling for g in groups for r in g.rollouts)
+
+
+SHORT = {"n": 2, "max_new_tokens": 4}
+EVERY: dict[str, dict[str, object]] = {
+    "AdaptiveTemperature": {**SHORT, "grid": [0.5, 1.0], "share": 0.5},
+    "AskOrAnswer": {"ask": {"use": "Propose", "n": 1, "answers": 1, "checks": 1},
+                    "answer": {"use": "Independent", **SHORT}},
+    "CritiqueRevise": SHORT,
+    "Describe": {"max_new_tokens": 4},
+    "Distilled": {**SHORT, "guide": "describe_then_answer"},
+    "EnvSampler": {**SHORT, "env": {"use": "PictureTool"}, "max_turns": 2},
+    "ForcedPrefix": {**SHORT, "text": "1"},
+    "FromGold": SHORT,
+    "Independent": {**SHORT, "views": 0.5, "op": "blur"},
+    "MaskedAttention": SHORT,
+    "MixedDecoding": {**SHORT, "mean": 0.5, "spread": 0.2, "against": "mask"},
+    "MixedViews": SHORT,
+    "Negatives": {**SHORT, "causes": ["swapped", "near", "truncated"], "pool": "train",
+                  "blind": True},
+    "Propose": {"n": 1, "answers": 2, "checks": 1, "question_tokens": 4, "max_new_tokens": 4},
+    "Rationalise": {**SHORT, "check": "exact"},
+    "RefinedContext": {"n": 1, "rounds": 2, "max_new_tokens": 4},
+    "RelatedQuestions": {"questions": 2, "views": 1, "n": 2, "max_new_tokens": 4},
+    "Resumed": SHORT,
+    "Rethink": SHORT,
+    "SelectAmong": {**SHORT, "votes": 1},
+    "SentenceTree": {"width": 2, "depth": 2, "sentence_tokens": 3},
+    "SpyGame": {"players": 3, "rounds": 1, "clue_tokens": 3, "vote_tokens": 3},
+    "Steered": {**SHORT, "most": 3},
+    "TreeSearch": {"check": "exact", "budget": 2, "depth": 1, "max_new_tokens": 4},
+}
+"""Every sampler with options that make it quick. Challenge needs a sandbox: tests of eve."""
+
+
+def test_every_sampler_is_among_them():
+    assert set(EVERY) | {"Challenge"} == set(_samplers())
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_sampler_runs_a_step_from_the_command_line(tmp_path, name):
+    path = written(tmp_path, sampler={"use": name, **EVERY[name]})
+    for split, n in (("train", 3), ("dev", 2)):
+        rows = (tmp_path / split / f"{split}.jsonl").read_text().splitlines()
+        (tmp_path / split / f"{split}.jsonl").write_text("\n".join(rows[:n]) + "\n")
+    found = CliRunner().invoke(main, ["run", str(path), "audit=off", "evaluation.no_image=false",
+                                      "max_errors=1.0"])
+    assert found.exit_code == 0, found.output
+    groups = RunFolder(tmp_path / "runs" / "star").groups(0)
+    drawn = [r for g in groups for r in g.rollouts]
+    assert drawn or name in ("SentenceTree", "Resumed"), "a seed that says one word has no sentence"
+
+
+def test_refinement_runs_a_step_from_the_command_line(tmp_path):
+    """The no-image filter, duplicates, caps and pair filters, named one by one."""
+    path = written(
+        tmp_path, "dpo", options={"n": 4, "max_new_tokens": 12, "updates": 1, "lr": 1e-5},
+        reward={"use": "WithBlindAnswers", "n": 2, "max_new_tokens": 12,
+                "verifier": "exact"},
+        organize={
+            "steps": [
+                {"use": "Finished"}, {"use": "Degenerate", "short": 0}, {"use": "Learnt"},
+                {"use": "AccuracyBand", "low": 0, "high": 1},
+                {"use": "AtMost", "n": 9, "alike": [{"use": "SameText"}]},
+                {"use": "NeedsPicture", "k": 3}, {"use": "without_blind"}],
+            "maker": {"use": "Pairs", "propose": {"use": "Margin", "gap": 0.5, "per_sample": 2},
+                      "filters": [{"use": "Distinct", "contained": False}, {"use": "SwapOrDrop"},
+                                  {"use": "SimilarityWindow", "low": 0, "high": 1},
+                                  {"use": "LengthBalance"}]}})
+    found = CliRunner().invoke(main, ["run", str(path), "audit=off", "evaluation.no_image=false"])
+    assert found.exit_code == 0, found.output
+    folder = RunFolder(tmp_path / "runs" / "dpo")
+    right = {g.sample.id: {s for _, s in g.scored()} for g in folder.groups(0)}
+    manifest = json.loads(next(tmp_path.glob("runs/dpo/steps/*/manifest.json")).read_text())
+    made = manifest["counts"]["signals_solver"]
+    assert 0 < made <= 2 * sum(len(scores) > 1 for scores in right.values())
+    assert "learnt" in manifest["state"]["solver"] or "learnt" in manifest["guidance"]
+
+
+def _page() -> str:
+    return (Path(__file__).parent.parent / "docs" / "composing.md").read_text()
+
+
+def test_the_page_lists_every_sampler_step_and_maker():
+    listed = set(re.findall(r"`(\w+)`", _page().partition("## What ships")[2]))
+    for name in listed:
+        assert name in _shipped(), name
+    refining = {name for name, modules in _shipped().items()
+                if any(".refine." in m for m in modules)
+                and inspect.isclass(part := part_named(name, "selfloop.organize.refine"))
+                and {"groups", "group", "candidates"} & _takes(vars(part).get("__call__"))}
+    assert set(_samplers()) | refining - {"Decontaminated"} <= listed
+
+
+def _takes(function: object) -> set[str]:
+    return set(inspect.signature(function).parameters) if inspect.isfunction(function) else set()
+
+
+@pytest.mark.parametrize("example", re.findall(r"```yaml\n(.*?)```", _page(), re.S))
+def test_the_pages_examples_are_loops(tmp_path, example):
+    path = with_splits(tmp_path)
+    given = {**yaml.safe_load(path.read_text()), **yaml.safe_load(example)}
+    given.pop("options")
+    path.write_text(yaml.safe_dump(given))
+    assert build_loop(load_config(path)).name == yaml.safe_load(example)["method"]
