@@ -27,6 +27,7 @@ from selfloop.organize.refine.pairs import Margin, Pairs
 from selfloop.organize.verify.combine import AllOf, Weighted
 from selfloop.organize.verify.format import Pattern
 from selfloop.organize.verify.length import Brief, LengthWindow
+from selfloop.organize.verify.numeric import Quantity
 from selfloop.organize.verify.rules import exact
 from selfloop.organize.verify.vote import MajorityVote
 from selfloop.roles import SelfloopError
@@ -139,6 +140,27 @@ def test_samplers_are_found_at_all():
 ])
 def test_verifiers_are_combined(tmp_path, reward, made):
     assert built(tmp_path, reward=reward).verifier == made
+
+
+@pytest.mark.parametrize(("given", "made"), [
+    ("Quantity", Quantity()), ({"use": "Quantity", "relative": 0.05}, Quantity(relative=0.05)),
+    ({"use": "AllOf", "verifiers": ["exact", "Brief"]}, AllOf((exact, Brief()))),
+])
+def test_the_metric_takes_options_too(tmp_path, given, made):
+    path = written(tmp_path, verifier=given)
+    loop = build_loop(load_config(path))
+    assert loop.evaluation.metric == made == loop.verifier
+    (tmp_path / "again.yaml").write_text(load_config(path).as_yaml())
+    assert build_loop(load_config(tmp_path / "again.yaml")).evaluation.metric == made
+
+
+def test_the_command_line_audits_a_verifier_with_options(tmp_path, monkeypatch):
+    written(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    found = CliRunner().invoke(main, ["audit", "{use: Quantity, relative: 0.05}"])
+    assert "Quantity" in found.output and found.exit_code in (0, 1), found.output
+    found = CliRunner().invoke(main, ["audit", "{use: Quantity, relativ: 0.05}"])
+    assert found.exit_code == 2 and "did you mean 'relative'" in found.output
 
 
 # -- what is refused ------------------------------------------------------------------------------

@@ -84,7 +84,7 @@ def _organized(loop: Loop, said: dict[str, Any]) -> Learn:
 
 # -- building -------------------------------------------------------------------------------------
 
-def built(value: Any, config: RunConfig, stage: str = "") -> Any:
+def built(value: Any, config: RunConfig | None = None, stage: str = "") -> Any:
     """A value of run.yaml with every `{use: ...}` in it built, lists as tuples. Of two parts of
     one name that of `stage`, a package, is meant."""
     if isinstance(value, list | tuple):
@@ -104,7 +104,8 @@ def built(value: Any, config: RunConfig, stage: str = "") -> Any:
     return _called(name, target, options, config)
 
 
-def _called(name: str, target: Any, options: dict[str, Any], config: RunConfig) -> Any:
+def _called(name: str, target: Any, options: dict[str, Any], config: RunConfig | None
+            ) -> Any:
     takes = {n: p for n, p in inspect.signature(target).parameters.items()
              if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
     for option in options:
@@ -126,9 +127,9 @@ def _types(target: Any) -> dict[str, Any]:
         return {}
 
 
-def _fitting(what: str, value: Any, kind: Any, config: RunConfig) -> Any:
+def _fitting(what: str, value: Any, kind: Any, config: RunConfig | None) -> Any:
     """A plain value as the option's type: YAML reads 1e-5 as text, and a word may name a part."""
-    if value == "train" and Pool in (kind, *typing.get_args(kind)):
+    if value == "train" and config is not None and Pool in (kind, *typing.get_args(kind)):
         return _training_pictures(config)
     if kind is None:
         return value
@@ -154,8 +155,8 @@ def _with_parts(value: Any) -> Any:
     """The value with words that name parts replaced by them: `check: exact`."""
     if isinstance(value, tuple):
         return tuple(_with_parts(one) for one in value)
-    return part_named(value) if isinstance(value, str) and (value in _shipped() or ":" in value) \
-        else value
+    named = isinstance(value, str) and (ships(value) or ":" in value)
+    return built({"use": value}) if named else value
 
 
 def _has_config(kind: Any) -> bool:
@@ -193,6 +194,11 @@ def part_named(name: str, stage: str = "") -> Any:
         raise SelfloopError(f"use: {name!r} may be " + " or ".join(
             f"{module}:{name}" for module in modules) + ": write which")
     return getattr(importlib.import_module(modules[0]), name)
+
+
+def ships(name: str) -> bool:
+    """Whether a part of this name ships."""
+    return name in _shipped()
 
 
 @cache

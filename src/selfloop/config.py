@@ -28,6 +28,7 @@ from selfloop.config_sections import (
     OrganizeConfig,
     Part,
     SuiteConfig,
+    VerifierName,
 )
 from selfloop.durations import seconds
 from selfloop.methods import METHODS, build_loop, options_of
@@ -75,8 +76,8 @@ class RunConfig(ConfigPart):
     shard: bool = False
     """Cut the decoder's layers over them, for a model that one device does not hold."""
     data: DataConfig
-    verifier: str
-    """module:name, or exact, number, choice, yes_no, text."""
+    verifier: VerifierName
+    """exact, number, choice, yes_no, text, {use: NAME, option: value}, or module:name."""
     method: str = "auto"
     """auto, a name of methods.METHODS, or module:function that returns a Loop."""
     prompt: str = "as it is"

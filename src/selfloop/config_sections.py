@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+)
 
 
 class ConfigPart(BaseModel):
@@ -20,6 +28,16 @@ def _used(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
 
 Part = Annotated[dict[str, JsonValue], AfterValidator(_used)]
 """Something by name, and its options: {use: TreeSearch, expand: 3}; see composing.py."""
+
+
+def spelled(value: object) -> object:
+    """A verifier given as {use: NAME, option: value}, in one line as its name would be."""
+    return yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False).strip() \
+        if isinstance(value, dict) else value
+
+
+VerifierName = Annotated[str, BeforeValidator(spelled)]
+"""What methods.verifier_named reads: exact, module:name, {use: Quantity, relative: 0.05}."""
 
 
 class OrganizeConfig(ConfigPart):
@@ -102,5 +120,5 @@ class SuiteConfig(ConfigPart):
     """Questions that must not get worse: refusals, instructions, an old task."""
 
     path: Path
-    verifier: str
+    verifier: VerifierName
     epsilon: float = Field(0.05, ge=0, lt=1)

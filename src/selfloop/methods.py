@@ -10,11 +10,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from selfloop.answer_types import RULES
 from selfloop.calling import closest
-from selfloop.composing import composed
+from selfloop.composing import built, composed, ships
+from selfloop.config_sections import spelled
 from selfloop.evaluate.forgetting import Suite, default_suites, load_suite
 from selfloop.evaluate.gate import Gate
 from selfloop.organize.verify.outside import Outside
@@ -80,18 +82,25 @@ def options_of(method: str) -> dict[str, inspect.Parameter]:
 
 
 def verifier_named(name: str, home: Path | None = None) -> Verifier:
-    """exact, number, choice, yes_no, text, or module:name (a class is built with its defaults),
-    and outside:module:name for a verifier in a process of its own, with the limits of Outside.
+    """exact, number, choice, yes_no, text, the name of any other that ships, one with options
+    ("{use: Quantity, relative: 0.05}"), module:name (a class is built with its defaults), or
+    outside:module:name for a verifier in a process of its own, with the limits of Outside.
 
     Modules are also looked for in `home` and in the folder one stands in.
     """
     if name in VERIFIERS:
         rule: Verifier = component_named(f"{RULES}:{name}")
         return rule
-    if ":" not in name:
-        raise SelfloopError(f"verifier {name!r} is unknown{closest(name, VERIFIERS)}, "
-                            "or module:name")
     look_in(home)
+    if name.startswith("{"):
+        made: Verifier = built(_read(name), stage="selfloop.organize.verify")
+        return made
+    if ":" not in name:
+        if not ships(name):
+            raise SelfloopError(f"verifier {name!r} is unknown{closest(name, VERIFIERS)}, "
+                                "any other that ships (docs/verifiers.md), or module:name")
+        shipped: Verifier = built({"use": name}, stage="selfloop.organize.verify")
+        return shipped
     if name.startswith("outside:"):
         return Outside(name.removeprefix("outside:"))
     found: Any = component_named(name)
@@ -105,6 +114,14 @@ def verifier_named(name: str, home: Path | None = None) -> Verifier:
         raise SelfloopError(f"verifier {name!r} is {type(found).__name__}, which cannot be called")
     verifier: Verifier = found
     return verifier
+
+
+def _read(spelled: str) -> Any:
+    try:
+        return yaml.safe_load(spelled)
+    except yaml.YAMLError:
+        raise SelfloopError(f"verifier {spelled!r} cannot be read: write it as "
+                            "{use: NAME, option: value}") from None
 
 
 def look_in(home: Path | None) -> None:
@@ -198,7 +215,7 @@ def _without_labels(options: dict[str, Any], home: Path) -> tuple[Verifier, dict
     if "verifier" not in options:
         # A plain vote is only sound among answers to one question.
         return MajorityVote(), {"questions": 1, **rest}
-    verifier = verifier_named(str(options["verifier"]), home)
+    verifier = verifier_named(str(spelled(options["verifier"])), home)
     if reads(verifier):
         raise SelfloopError(f"options.verifier: {options['verifier']} reads gold answers; "
                             "agreement needs a verifier that reads none")
