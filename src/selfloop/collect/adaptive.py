@@ -13,6 +13,7 @@ from typing import Any
 
 from selfloop import keys
 from selfloop.collect.conditioning import noted
+from selfloop.collect.told import longest
 from selfloop.roles import Generate, Sampling, SelfloopError
 from selfloop.types import Group, Rollout, Sample, Verdict
 
@@ -43,6 +44,7 @@ class AdaptiveTemperature:
     the share doubles with each step that had none (`guidance["empty_slices"]` in a row, which the
     manifests show), up to all problems, and is itself again after a step that had one: steps are
     without a slice at most log2(1 / share), rounded up, times in a row. `share=0` asks for none.
+    A stage's length cap (`collect.told.longest`) takes the place of `max_new_tokens`.
     """
 
     grid: tuple[float, ...] = (0.5, 0.7, 0.9, 1.1, 1.3)
@@ -65,17 +67,18 @@ class AdaptiveTemperature:
         """The draws at the chosen temperature, or at all of them on the slice."""
         empty = min(int(guidance.get("empty_slices", 0)), 64)  # 2**64 doublings suit any share
         if keys.uniforms(f"slice/{sample.id}", 1)[0] >= self.share * 2**empty:
-            chosen = float(guidance.get("temperature", self.start))
-            return await generate(sample, n=self.n, sampling=self._at(chosen), label="chosen")
+            chosen = self._at(float(guidance.get("temperature", self.start)), guidance)
+            return await generate(sample, n=self.n, sampling=chosen, label="chosen")
         found: list[Rollout] = []
         for i, temperature in enumerate(self.grid):
-            drawn = await generate(sample, n=self.n, sampling=self._at(temperature),
+            drawn = await generate(sample, n=self.n, sampling=self._at(temperature, guidance),
                                    label=f"grid{i}")
             found += [noted(r, grid=temperature) for r in drawn]
         return found
 
-    def _at(self, temperature: float) -> Sampling:
-        return Sampling(temperature=temperature, max_new_tokens=self.max_new_tokens)
+    def _at(self, temperature: float, guidance: Mapping[str, Any]) -> Sampling:
+        return Sampling(temperature=temperature,
+                        max_new_tokens=longest(guidance, self.max_new_tokens))
 
 
 @dataclass(frozen=True)
