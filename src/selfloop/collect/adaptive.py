@@ -13,6 +13,7 @@ from typing import Any
 
 from selfloop import keys
 from selfloop.collect.conditioning import noted
+from selfloop.collect.told import longest
 from selfloop.roles import Generate, Sampling, SelfloopError
 from selfloop.types import Group, Rollout, Sample, Verdict
 
@@ -38,6 +39,12 @@ class AdaptiveTemperature:
     A fixed `share` of the problems is the slice on which the temperatures are compared: each of
     them is drawn `n` times at every temperature of `grid`. `ChooseTemperature` in the organizer
     reads those draws and leaves `guidance["temperature"]`; before that it is `start`.
+
+    A sampler sees one problem at a time and cannot see to it that a step has one of the slice. So
+    the share doubles with each step that had none (`guidance["empty_slices"]` in a row, which the
+    manifests show), up to all problems, and is itself again after a step that had one: steps are
+    without a slice at most log2(1 / share), rounded up, times in a row. `share=0` asks for none.
+    A stage's length cap (`collect.told.longest`) takes the place of `max_new_tokens`.
     """
 
     grid: tuple[float, ...] = (0.5, 0.7, 0.9, 1.1, 1.3)
@@ -58,18 +65,20 @@ class AdaptiveTemperature:
     async def __call__(self, generate: Generate, sample: Sample, guidance: Mapping[str, Any]
                        ) -> list[Rollout]:
         """The draws at the chosen temperature, or at all of them on the slice."""
-        if keys.uniforms(f"slice/{sample.id}", 1)[0] >= self.share:
-            chosen = float(guidance.get("temperature", self.start))
-            return await generate(sample, n=self.n, sampling=self._at(chosen), label="chosen")
+        empty = min(int(guidance.get("empty_slices", 0)), 64)  # 2**64 doublings suit any share
+        if keys.uniforms(f"slice/{sample.id}", 1)[0] >= self.share * 2**empty:
+            chosen = self._at(float(guidance.get("temperature", self.start)), guidance)
+            return await generate(sample, n=self.n, sampling=chosen, label="chosen")
         found: list[Rollout] = []
         for i, temperature in enumerate(self.grid):
-            drawn = await generate(sample, n=self.n, sampling=self._at(temperature),
+            drawn = await generate(sample, n=self.n, sampling=self._at(temperature, guidance),
                                    label=f"grid{i}")
             found += [noted(r, grid=temperature) for r in drawn]
         return found
 
-    def _at(self, temperature: float) -> Sampling:
-        return Sampling(temperature=temperature, max_new_tokens=self.max_new_tokens)
+    def _at(self, temperature: float, guidance: Mapping[str, Any]) -> Sampling:
+        return Sampling(temperature=temperature,
+                        max_new_tokens=longest(guidance, self.max_new_tokens))
 
 
 @dataclass(frozen=True)
@@ -77,7 +86,9 @@ class ChooseTemperature:
     """Organizer step: leave the temperature with the highest Reward-Pass@K as guidance.
 
     The figures are left too, as `guidance["reward_pass"]`. Ties go to the temperature in use,
-    then to the lowest. Without a judged draw on the slice nothing changes.
+    then to the lowest. Without a judged draw on the slice nothing changes: the temperature in use
+    is left again, because guidance lasts one step. How many steps in a row had nobody on the slice
+    is `guidance["empty_slices"]`, by which `AdaptiveTemperature` widens it.
     """
 
     k: int = 2
@@ -92,13 +103,20 @@ class ChooseTemperature:
                        if isinstance(t := r.sampling.get("grid"), int | float)})
         found = {t: reward_pass(groups, t, self.k, self.rank_by) for t in grid}
         known = {t: value for t, value in found.items() if value is not None}
-        if not known:
-            return list(groups), {}
         in_use = state.get("guidance", {}).get("temperature", state.get("temperature"))
-        best = min(known, key=lambda t: (-known[t], t != in_use, t))
-        figures = {f"{t:g}": value for t, value in known.items()}
-        return list(groups), {"temperature": best,
-                              **_guiding(state, temperature=best, reward_pass=figures)}
+        kept: dict[str, Any] = {}
+        told: dict[str, Any] = {}
+        if known:
+            in_use = min(known, key=lambda t: (-known[t], t != in_use, t))
+            told["reward_pass"] = {f"{t:g}": value for t, value in known.items()}
+        if in_use is not None:
+            kept["temperature"] = told["temperature"] = in_use
+        empty = 0 if grid else int(state.get("empty_slices", 0)) + 1
+        if empty or "empty_slices" in state:
+            kept["empty_slices"] = empty
+        if empty:
+            told["empty_slices"] = empty
+        return list(groups), kept | (_guiding(state, **told) if told else {})
 
 
 def reward_pass(groups: Sequence[Group], temperature: float, k: int, rank_by: str = ""

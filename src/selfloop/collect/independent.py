@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from selfloop.collect.told import longest
 from selfloop.roles import Generate, Sampling
 from selfloop.types import Rollout, Sample
 
@@ -13,7 +16,8 @@ class Independent:
     """`n` answers at a temperature; with `view`, each half the draws on an augmented picture.
 
     NoisyRollout (arXiv 2504.13055) mixes clean and distorted pictures in one group; `views`
-    is the share of draws that see the picture through the gentle operation `op`.
+    is the share of draws that see the picture through the gentle operation `op`. A stage's length
+    cap in the guidance (`collect.told.longest`) takes the place of `max_new_tokens`.
     """
 
     n: int = 8
@@ -24,10 +28,11 @@ class Independent:
     op: str = "view"
     severity: float = 0.5
 
-    async def __call__(self, generate: Generate, sample: Sample, key: str) -> list[Rollout]:
+    async def __call__(self, generate: Generate, sample: Sample, key: str,
+                       guidance: Mapping[str, Any] | None = None) -> list[Rollout]:
         """Draw the clean answers in one call and each view's answer in a call of its own."""
         sampling = Sampling(temperature=self.temperature, top_p=self.top_p,
-                            max_new_tokens=self.max_new_tokens)
+                            max_new_tokens=longest(guidance, self.max_new_tokens))
         seen_changed = round(self.n * self.views) if sample.media else 0
         rollouts: list[Rollout] = []
         if self.n > seen_changed:

@@ -3,14 +3,15 @@
 **Same**: GRPO on groups of 10 at temperature .7; an answer earns 1 if it is its group's most
 frequent one; k3 KL. Questions are the data's own, or the model's own: about the pictures alone
 ("direct") or to differ from the data's question ("in-context").
-**Differs**: no missing answer wins; text is compared; mean over tokens; own questions are asked
-anew each step and answered in the next; the in-context example has no answer.
+**Differs**: no missing answer wins; text is compared; mean over tokens; own questions are answered
+in the next step; the in-context example has no answer; `checks` and `steer` are ours, and off.
 """
-from selfloop.collect.independent import Independent
 from selfloop.collect.propose import PROPOSE, AskOrAnswer, Propose
+from selfloop.collect.steered import plain_or_steered
 from selfloop.loop import Evaluation, Learn, Loop
 from selfloop.optimize.losses.rl import GRPO
 from selfloop.organize.chain import Chain
+from selfloop.organize.refine.learnt import Learnt
 from selfloop.organize.refine.own_questions import AskNext
 from selfloop.organize.signals import GroupAdvantage
 from selfloop.organize.verify.own_questions import OwnQuestions
@@ -20,20 +21,19 @@ from selfloop.roles import Optim, Sampling, SelfloopError, Verifier
 
 def mm_upt(metric: Verifier, *, questions: str = "own", asked: int = 1, n: int = 10,
            temperature: float = 0.7, top_p: float = 0.99, instruction: str = PROPOSE,
-           tags: bool = True, max_new_tokens: int = 2048, samples: int = 512, steps: int = 15,
-           iterations: int = 3, lr: float = 1e-6, kl: float = 0.01, seed: int = 0) -> Loop:
+           tags: bool = True, checks: int = 0, steer: bool = False, max_new_tokens: int = 2048,
+           samples: int = 512, steps: int = 15, iterations: int = 3, lr: float = 1e-6,
+           kl: float = 0.01, seed: int = 0) -> Loop:
     """`questions`: own, direct, in-context; `tags`: whether <question> marks the model's own."""
-    answer = Independent(n=n, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens)
+    answer = plain_or_steered(steer, n, temperature, max_new_tokens, top_p)
     if questions not in ("own", "direct", "in-context"):
         raise SelfloopError(f"questions={questions!r}: expected own, direct or in-context")
-    ask = Propose(n=asked, answers=0, checks=0, instruction=instruction, tags=tags,
-                  example=questions == "in-context")
-    own = questions == "own"
-    organizer = Chain(steps=() if own else (AskNext(),), maker=GroupAdvantage())
+    ask = Propose(asked, 0, checks, instruction, tags, example=questions == "in-context")
+    organizer = Chain((Learnt(),) * steer + (AskNext(),) * (questions != "own"), GroupAdvantage())
     optim = Optim(lr=lr, batch=4096, whole_groups=True, weight_decay=0.01, reference="seed")
     greedy = Sampling(temperature=0.0, max_new_tokens=max_new_tokens)
     return Loop(
-        name="mm_upt", sampler=answer if own else AskOrAnswer(ask, answer),
+        name="mm_upt", sampler=answer if questions == "own" else AskOrAnswer(ask, answer),
         verifier=OwnQuestions(MajorityVote(share=0.0)),
         learn={"solver": Learn(organizer=organizer, loss=GRPO(kl=kl), optim=optim)},
         evaluation=Evaluation(metric=metric, sampling=greedy),

@@ -34,8 +34,9 @@ class Stages:
 
     Text first, then pictures (LMM-R1, arXiv 2503.07536); medium, then hard (OpenVLThinker, arXiv
     2503.17352); growing length caps (Vision-R1, arXiv 2503.06749: guidance (("max_new_tokens",
-    4096),) and so on, for a sampler that reads it). The step is counted in the state under
-    "stage_step"; the guidance left behind is that of the next step's stage.
+    4096),) and so on, which `Independent`, `Steered` and `AdaptiveTemperature` obey). The step is
+    counted in the state under "stage_step"; the guidance left behind is that of the next step's
+    stage. Nobody has told the first step anything, so give the sampler the first stage's cap.
     """
 
     stages: tuple[Stage, ...]

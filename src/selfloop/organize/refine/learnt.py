@@ -16,16 +16,21 @@ class Learnt:
     """Organizer step: leave what the groups say about the problems and about the proposer.
 
     `guidance["difficulty"]` is {sample: 1 - mean score}, of the last `memory` problems judged;
-    scores are cut to [0, 1]. `guidance["learnt"]` holds those of these shares that can be told:
+    scores are cut to [0, 1]. `guidance["flat"]` is, for those of them whose last group had no
+    variance, {sample: how many in a row had none}, of groups of two or more judged answers; a
+    problem that was not drawn keeps both. `guidance["learnt"]` holds those of these shares that
+    can be told:
 
     - `vote_share`: mean share of the most frequent answer, from the parts `vote_share` of the
-      solver's verdicts, or of a proposed question's answers (the part `vote_share` of its own);
+      verdicts: of a proposed question's answers, or of the question's own verdict
+      (`verify.questions.QuestionReward`), each question counted once;
     - `in_band`: judged groups whose mean score lies in [low, high];
     - `zero_variance`, `saturated`, `hopeless`: judged groups of two or more answers whose scores
       are all equal, all right, all wrong (DAPO's unused groups, arXiv 2503.14476, section 3.2);
     - `unanswerable`: checked proposals that were found unanswerable.
 
-    `collect.steered.Steered` and `collect.propose.Propose` read it. The groups stay as they are.
+    `collect.steered.Steered` and `collect.propose.Propose` read it; `zero_variance` is for the
+    reader of the manifest, since they read `flat` and its two halves. The groups stay as they are.
     """
 
     low: float = 0.1
@@ -43,13 +48,29 @@ class Learnt:
             known.pop(name, None)  # what was judged last stands last
             known[name] = 1 - mean
         kept = list(known.items())[-self.memory:]
+        streaks = _streaks(solved, state.get("flat", {}))
+        flat = {name: streaks[name] for name, _ in kept if name in streaks}
         learnt = {**_shares(solved, self.low, self.high), **_proposals(groups)}
-        guidance = {**state.get("guidance", {}), "difficulty": dict(kept), "learnt": learnt}
-        return list(groups), {"difficulty": [list(pair) for pair in kept], "guidance": guidance}
+        guidance = {**state.get("guidance", {}), "difficulty": dict(kept), "flat": flat,
+                    "learnt": learnt}
+        return list(groups), {"difficulty": [list(pair) for pair in kept], "flat": flat,
+                              "guidance": guidance}
 
 
 def _cut(group: Group) -> list[float]:
     return [min(1.0, max(0.0, s)) for _, s in group.scored()]
+
+
+def _streaks(groups: Sequence[Group], before: Mapping[str, int]) -> dict[str, int]:
+    """How many groups in a row had no variance; one answer alone tells nothing of it."""
+    found = dict(before)
+    for group in groups:
+        scores = _cut(group)
+        if len(scores) > 1:
+            ended = found.pop(group.sample.id, 0)
+            if min(scores) == max(scores):
+                found[group.sample.id] = ended + 1
+    return found
 
 
 def _shares(groups: Sequence[Group], low: float, high: float) -> dict[str, float]:
@@ -77,7 +98,10 @@ def _vote_shares(group: Group) -> list[float]:
     """The largest share of each question of a group."""
     best: dict[str, float] = {}
     for rollout, verdict in zip(group.rollouts, group.verdicts, strict=False):
-        if (share := verdict.parts.get("vote_share")) is not None:
-            question = str(rollout.sampling.get("proposal", ""))
-            best[question] = max(share, best.get(question, 0.0))
+        share = verdict.parts.get("vote_share")
+        if share is None or rollout.sampling.get("proposed", "") is None:
+            continue  # an unreadable question, or one that was asked before
+        own = rollout.id if "proposed" in rollout.sampling else ""
+        question = str(rollout.sampling.get("proposal", own))
+        best[question] = max(share, best.get(question, 0.0))
     return list(best.values())

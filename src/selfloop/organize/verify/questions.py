@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from selfloop.organize.verify.answer_spread import normal_answer, question_of, uncertainty_peak
 from selfloop.organize.verify.asking import ask, fenced, filled, yes_or_no
+from selfloop.organize.verify.vote import majority
 from selfloop.roles import Generate, Sampling
 from selfloop.types import Group, Rollout, Sample, Verdict
 
@@ -73,7 +74,8 @@ class QuestionReward:
     (`answer_spread.question_of`). A question that `read` finds none in scores `unreadable`, one
     that nobody answered abstains. VisPlay: QuestionReward(uncertainty_peak, crowding=1,
     unreadable=-1); EvoLMM: QuestionReward(AnswerEntropy()). Questions are compared within the
-    group, since a verifier sees no other.
+    group, since a verifier sees no other. The part `vote_share` is the share of a question's most
+    frequent answer, by which `refine.learnt.Learnt` has the next ones asked harder or easier.
     """
 
     spread: Callable[[Sequence[str | None]], float | None] = uncertainty_peak
@@ -101,10 +103,11 @@ class QuestionReward:
         parts = {"cluster_share": crowd}
         value = self.unreadable
         if question is not None:
-            value = self.spread([normal_answer(r.text) for r in group.rollouts
-                                 if r.role != self.proposer
-                                 and question_of(r).strip() == question])
+            votes = [normal_answer(r.text) for r in group.rollouts
+                     if r.role != self.proposer and question_of(r).strip() == question]
+            value = self.spread(votes)
             parts |= {} if value is None else {"spread": value}
+            parts |= {"vote_share": majority(votes)[1]} if votes else {}
         score = None if value is None else value - self.crowding * crowd
         return Verdict(score=score, parts=parts, rationale=question or "no question was read")
 
