@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import re
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -240,6 +241,12 @@ def is_async(component: Any) -> bool:
 def user(text: str) -> tuple[Message, ...]:
     """One user message of plain text."""
     return (Message(role="user", content=(Part(text=text),)),)
+
+
+def filled(prompt: str, **slots: str) -> str:
+    """`prompt` with each {slot} replaced once, in one pass: braces inside a value are left alone,
+    so a quoted text can name no slot. Unknown braces stay."""
+    return re.sub(r"\{(\w+)\}", lambda m: slots.get(m[1], m[0]), prompt)
 
 
 def asking(sample: Sample, question: str) -> Context:

@@ -33,12 +33,6 @@ def fenced(text: str, key: str) -> str:
     return f"----- begin {mark} -----\n{inside[:LONGEST]}{cut}\n----- end {mark} -----"
 
 
-def filled(prompt: str, **slots: str) -> str:
-    """`prompt` with each {slot} replaced once, in one pass: braces inside a value are left alone,
-    so a quoted text can name no slot. Unknown braces stay."""
-    return re.sub(r"\{(\w+)\}", lambda m: slots.get(m[1], m[0]), prompt)
-
-
 async def ask(generate: Generate, text: str, media: Sequence[Media], role: str,
               sampling: Sampling, label: str, n: int = 1) -> list[Rollout]:
     """`n` replies of a role's model to one user message: pictures first, then the text."""
