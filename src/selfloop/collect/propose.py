@@ -14,7 +14,7 @@ from typing import Any
 
 from selfloop.collect.conditioning import noted
 from selfloop.collect.tags import Parsed, one_of, tagged
-from selfloop.doors import asking
+from selfloop.doors import asking, filled
 from selfloop.roles import Generate, Sampler, Sampling, call_by_name
 from selfloop.types import Rollout, Sample
 
@@ -113,7 +113,7 @@ class Propose:
         """The instruction, with the sample's own question and what was learnt, if there is any."""
         lines = [self.instruction]
         if self.example:
-            lines.append(EXAMPLE.format(question=sample.context.text))
+            lines.append(filled(EXAMPLE, question=sample.context.text))
         if learnt.get("unanswerable", 0) > 0.3:
             lines.append(VISIBLE)
         if (share := learnt.get("vote_share")) is not None and not 0.3 <= share <= 0.8:
@@ -128,7 +128,7 @@ class Propose:
         """(whether it can be answered, why it is not asked: "" if it is)."""
         if not self.checks:
             return None, ""
-        asked = asking(sample, ANSWERABLE.format(question=question))
+        asked = asking(sample, filled(ANSWERABLE, question=question))
         said = await generate(asked, n=self.checks, label=label, sampling=self._sampling(8))
         votes = Counter(one_of(r.text, ("yes", "no")).value for r in said)
         if not votes["yes"] + votes["no"]:
