@@ -36,9 +36,10 @@ class Counts(ToyEngine):
         return logp
 
 
-def judged(sampler, says, verifier, answer="2"):
-    rollouts, engine = collect(sampler, says, asked("how many ?", 0, answer))
-    group = Group(sample=asked("how many ?", 0, answer), rollouts=tuple(rollouts))
+def judged(sampler, says, verifier, pictures=0):
+    sample = asked("how many ?", pictures, "2")
+    rollouts, engine = collect(sampler, says, sample)
+    group = Group(sample=sample, rollouts=tuple(rollouts))
     return judge(verifier, [group], Doors({"solver": engine}, 0, "s"))
 
 
@@ -91,7 +92,7 @@ def test_critiques_and_descriptions_are_set_aside():
     assert found.unknown.rollouts == 4 and not found.unknown.abstained, "nobody was asked"
     kept = judged(RefinedContext(n=1, rounds=2, keep=True), lambda r, i: "2", exact)
     assert [v.score for v in kept.groups[0].verdicts] == [None, None, 1.0]
-    described = judged(Describe(), lambda r, i: "2", exact)
+    described = judged(Describe(), lambda r, i: "2", exact, pictures=1)
     assert [v.score for v in described.groups[0].verdicts] == [None]
     assert not described.unknown.rollouts
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from selfloop.roles import Engine, Generate, Request, Sampling, SelfloopError
-from selfloop.types import Context, Media, Message, Part, Rollout, Sample, Turn, digest
+from selfloop.types import Context, Media, Message, Part, Rollout, Sample, Turn, digest, placed
 
 
 class Stopped(SelfloopError):
@@ -251,9 +251,10 @@ def filled(prompt: str, **slots: str) -> str:
 
 def asking(sample: Sample, question: str) -> Context:
     """Another question about a sample's pictures."""
-    placeholders = tuple(Part(type=m.kind) for m in sample.media)
-    message = user(question)[0]
-    return Context(
-        prompt=(message.model_copy(update={"content": (*placeholders, *message.content)}),),
-        media=sample.media,
-    )
+    return asking_of(sample.media, question)
+
+
+def asking_of(media: Sequence[Media], question: str) -> Context:
+    """A question about these pictures: first they, then the text."""
+    message = Message(role="user", content=(*placed(media), Part(text=question)))
+    return Context(prompt=(message,), media=tuple(media))
