@@ -10,6 +10,8 @@ import toyland
 from killing import contents
 from scripted import Scripted, asked, collect
 from selfloop.collect.drawing import draw
+from selfloop.collect.env import EnvSampler
+from selfloop.collect.hinted import Rationalise
 from selfloop.collect.propose import EASIER, HARDER, VISIBLE, AskOrAnswer, Propose
 from selfloop.collect.steered import Steered
 from selfloop.config import SEED, RunConfig
@@ -17,7 +19,9 @@ from selfloop.data import load
 from selfloop.doors import Doors, asking
 from selfloop.engines.hf import HFEngine
 from selfloop.engines.toy import ToyEngine
+from selfloop.loop import Loop
 from selfloop.methods import build_loop
+from selfloop.optimize.losses.sft import SFT
 from selfloop.organize.refine.learnt import Learnt
 from selfloop.organize.refine.own_questions import AskNext, proposed_samples
 from selfloop.organize.refine.together import Together
@@ -302,6 +306,37 @@ def test_ask_or_answer_by_parent():
     assert question.meta["votes"] == 0 and "pseudo_label" not in question.meta
     answered, _ = collect(sampler, says, question)
     assert {r.role for r in answered} == {"solver"} and len(answered) == 2
+
+
+def test_ask_or_answer_gives_each_what_it_names(tmp_path):
+    """An environment needs `keep`, a second chance needs `answer`: through a whole loop."""
+    sampler = AskOrAnswer(Rationalise(first_word, n=2, max_new_tokens=2),
+                          EnvSampler(toyland.TwoTurns, n=1, max_new_tokens=2))
+    assert reads(sampler) == {"answer"}
+    loop = Loop(name="both", sampler=sampler, verifier=first_word, iterations=1, samples=6,
+                learn=toyland._learn(Demonstrate(), SFT()))
+    data = toyland.samples(tmp_path / "data", 6)
+    run(loop, [*data[:3], *(s.model_copy(update={"parent": "p"}) for s in data[3:])],
+        toy(("yes", "left")), tmp_path / "run", library=Library(tmp_path / "images"))
+    drawn = {g.sample.parent: g.rollouts for g in RunFolder(tmp_path / "run").groups(0)}
+    assert {len(r.turns) for r in drawn["p"]} == {2}
+    hinted = [r for g in RunFolder(tmp_path / "run").groups(0) for r in g.rollouts
+              if r.sampling.get("hinted")]
+    assert hinted, "where the gold answer is no, which the toy cannot say"
+
+
+def test_ask_or_answer_refuses_when_built():
+    async def asks_too_much(generate, sample, deadline):
+        return []
+
+    def waits_for_nobody(generate, sample):
+        return []
+
+    ask = Propose(n=1)
+    with pytest.raises(SelfloopError, match="asks for 'deadline', which a sampler is never given"):
+        AskOrAnswer(ask, asks_too_much)
+    with pytest.raises(SelfloopError, match="waits_for_nobody is not asynchronous"):
+        AskOrAnswer(waits_for_nobody, ask)
 
 
 def formed(rollout: Rollout) -> bool:

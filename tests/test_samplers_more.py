@@ -413,6 +413,10 @@ def test_unknown_answerability_is_not_a_yes():
     ("<crop><crop>0,0,500,500</crop></crop>", "more than once"),
     ("<crop>0,0,500,500</crop><zoom>1,1</zoom>", "one tool"),
     ("<zoom>1,2,3,4</zoom>", "takes 2 numbers"),
+    ("<crop>2: 0,0,500,500</crop>", tools.Action("crop", (0, 0, 500, 500), 2)),
+    ("<zoom>3:500,500</zoom>", tools.Action("zoom", (250, 250, 750, 750), 3)),
+    ("<box>0: 1,2,30,40</box>", tools.Action("box", (1, 2, 30, 40), 0)),
+    ("<crop>2:</crop>", "whole numbers"), ("<crop>1:2:0,0,500,500</crop>", "whole numbers"),
 ])
 def test_tool_calls_truth_table(text, found):
     parsed = tools.parse_action(text)
@@ -430,6 +434,39 @@ def test_a_play_with_tools_shows_pictures_and_ends():
     assert [m.ops[0].name for m in shown[1:]] == ["region", "box"]
     assert shown[1].ops[0].key == "0,0,500,500" and shown[0] == picture()
     assert "could not be read" in engine.asked[2].context.text
+
+
+def test_a_look_may_name_its_picture():
+    def play(said, pictures=3, **options):
+        _, engine = collect(
+            EnvSampler(tools.PictureTool(**options), n=1, max_turns=9),
+            lambda r, i: said[sum(m.role == "assistant" for m in r.context.prompt)],
+            asked(n_pictures=pictures))
+        return engine.asked
+
+    told = play(["<crop>3: 0,0,500,500</crop>", "<box>0,0,100,100</box>", "<zoom>4: 1,1</zoom>",
+                 "<zoom>0: 1,1</zoom>", "<answer>a cat</answer>"])
+    assert "There are 3 pictures" in told[0].context.text and "2: 0,0,500,500" \
+        in told[0].context.text
+    views = told[-1].context.media[3:]
+    assert [(m.sha256, m.ops[0].name) for m in views] == [
+        (picture(2).sha256, "region"), (picture(0).sha256, "box")]
+    assert "no picture 4, only 1 to 3" in told[3].context.text
+    assert "no picture 0, only 1 to 3" in told[4].context.text
+    assert len(told) == 5, "a picture that is not there ends nothing"
+    assert "There are" not in play(["<answer>a cat</answer>"], pictures=1)[0].context.text
+    bare = play(["[2: 500,500]", "a cat"], read=tools.read_brackets, instruction=tools.BRACKETS)
+    assert bare[-1].context.media[3].sha256 == picture(1).sha256
+    assert "colon" in bare[0].context.text
+
+
+def test_a_look_at_a_frame_stands_after_its_time():
+    frames = [m.model_copy(update={"meta": {"seconds": i + 0.5}})
+              for i, m in enumerate(asked(n_pictures=2).media)]
+    episode = tools.PictureTools()
+    episode.reset(Sample(prompt=asked(n_pictures=2).prompt, media=tuple(frames)), "k")
+    shown, _, _ = episode.step("<zoom>2: 500,500</zoom>")
+    assert shown[0] == "<1.5 seconds>" and shown[1].sha256 == frames[1].sha256
 
 
 def test_looks_are_limited():

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from selfloop.calling import reads
-from selfloop.doors import Doors
+from selfloop.doors import Doors, filled
 from selfloop.organize.judging import judge
 from selfloop.organize.verify import boxes as vb
 from selfloop.organize.verify.answer_spread import (
@@ -20,7 +20,7 @@ from selfloop.organize.verify.answer_spread import (
     normal_answer,
     uncertainty_peak,
 )
-from selfloop.organize.verify.asking import code, fenced, filled, yes_or_no
+from selfloop.organize.verify.asking import code, fenced, yes_or_no
 from selfloop.organize.verify.claims import ClaimCheck, claims_in, span_of
 from selfloop.organize.verify.counts import Count, counted
 from selfloop.organize.verify.format import FormatAndResult, Pattern, Tags, tagged_blocks

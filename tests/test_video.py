@@ -11,11 +11,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from scripted import collect
 from selfloop import sound, video
+from selfloop.collect.describing import Describe
 from selfloop.collect.negatives import Negatives
+from selfloop.collect.propose import Propose
+from selfloop.collect.related import RelatedQuestions
 from selfloop.data import load, save
+from selfloop.doors import Doors
+from selfloop.organize.judging import judge
+from selfloop.organize.refine.annotate import WithDescription
+from selfloop.organize.refine.own_questions import proposed_samples
+from selfloop.organize.verify.judges import PointwiseJudge
+from selfloop.organize.verify.vote import MajorityVote
 from selfloop.pictures import Library
 from selfloop.roles import SelfloopError
+from selfloop.types import Group, Media
 
 av = pytest.importorskip("av")
 
@@ -339,3 +350,51 @@ def test_a_run_says_that_frames_were_left_out(folder):
         {"video": str(folder / "clip.mp4"), "question": "?", "answer": "x"}))
     notes = load_data(load_config(path, ["data.frames=4"])).notes
     assert any("shown by 4 frames at even distances" in note for note in notes)
+
+
+# -- prompts made anew for the same frames --------------------------------------------------------
+
+
+def said_by(message) -> list[str]:
+    return [part.text or part.type for part in message.content]
+
+
+@pytest.mark.parametrize(("row", "times"), [
+    ({"video": "walk.gif"}, ["<0.2 seconds>", "<0.6 seconds>"]),
+    ({"video": ["0.png", "1.png"], "fps": 2}, ["<0.0 seconds>", "<0.5 seconds>"]),
+    ({"video": ["0.png", "1.png"]}, []),
+    ({"images": ["0.png", "1.png"]}, []),
+])
+def test_frames_keep_their_times_in_every_prompt_made_of_them(folder, row, times):
+    """Propose, its checks, its answers, the next step's problem, descriptions, related questions
+    and a judge: the times stand before the frames, and the question's own words nowhere."""
+    (sample,) = rows(folder, {**row, "question": "what comes first?"}, frames=2)
+    shown = [word for time in times for word in (time, "image")] or ["image", "image"]
+    assert said_by(sample.prompt[0])[:-1] == shown
+
+    def says(request, index):
+        text = request.context.text
+        return "yes" if "Can this" in text else "<question>Who moves?</question>" \
+            if "Ask one" in text else "6"
+
+    rollouts, engine = collect(Propose(n=1, answers=1, checks=1), says, sample)
+    collect(Describe(), engine, sample)
+    collect(RelatedQuestions(views=1), engine, sample.model_copy(
+        update={"meta": {"related": ["who waits?"]}}))
+    group = Group(sample=sample, rollouts=tuple(rollouts))
+    doors = Doors({"solver": engine}, 0, "s")
+    judge(PointwiseJudge(role="solver"), [Group(sample=sample, rollouts=group.rollouts[:1])], doors)
+    judge(WithDescription(MajorityVote()), [group], doors)
+    (new,) = proposed_samples([group])
+    assert len(engine.asked) > 8
+    for context in (*(r.context for r in engine.asked), new.context):
+        assert said_by(context.prompt[0])[:len(shown)] == shown
+        assert ("first" in context.text) == (context.prompt == sample.prompt) or \
+            "begin" in context.text, "only a judge quotes the question"
+    spoilt = sample.media[0].with_op("blur", 0.5, "k")
+    assert spoilt.mark == sample.media[0].mark
+
+
+def test_a_sound_s_length_is_no_time():
+    assert Media(kind="audio", sha256="0" * 64, meta={"seconds": 1.5}).mark == ""
+    assert Media(sha256="0" * 64, meta={"seconds": 1.25}).mark == "<1.2 seconds>"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import re
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from selfloop.roles import Engine, Generate, Request, Sampling, SelfloopError
-from selfloop.types import Context, Media, Message, Part, Rollout, Sample, Turn, digest
+from selfloop.types import Context, Media, Message, Part, Rollout, Sample, Turn, digest, placed
 
 
 class Stopped(SelfloopError):
@@ -242,11 +243,18 @@ def user(text: str) -> tuple[Message, ...]:
     return (Message(role="user", content=(Part(text=text),)),)
 
 
+def filled(prompt: str, **slots: str) -> str:
+    """`prompt` with each {slot} replaced once, in one pass: braces inside a value are left alone,
+    so a quoted text can name no slot. Unknown braces stay."""
+    return re.sub(r"\{(\w+)\}", lambda m: slots.get(m[1], m[0]), prompt)
+
+
 def asking(sample: Sample, question: str) -> Context:
     """Another question about a sample's pictures."""
-    placeholders = tuple(Part(type=m.kind) for m in sample.media)
-    message = user(question)[0]
-    return Context(
-        prompt=(message.model_copy(update={"content": (*placeholders, *message.content)}),),
-        media=sample.media,
-    )
+    return asking_of(sample.media, question)
+
+
+def asking_of(media: Sequence[Media], question: str) -> Context:
+    """A question about these pictures: first they, then the text."""
+    message = Message(role="user", content=(*placed(media), Part(text=question)))
+    return Context(prompt=(message,), media=tuple(media))

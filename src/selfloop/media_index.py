@@ -28,8 +28,14 @@ from selfloop.pictures import write_whole as put
 from selfloop.roles import SelfloopError
 from selfloop.types import ImageOp, Media
 
-Frames = list[tuple[Media, float | None]]
-"""Frames of a video in order, and the seconds at which each is shown, if that is known."""
+Frames = list[Media]
+"""Frames of a video in order; `meta["seconds"]` is when each is shown, if that is known."""
+
+
+def _at(frame: Media, seconds: float | None) -> Media:
+    """The frame with the time at which it is shown."""
+    return frame if seconds is None else frame.model_copy(
+        update={"meta": {**frame.meta, "seconds": seconds}})
 
 
 class MediaIndex:
@@ -91,7 +97,7 @@ class MediaIndex:
                      meta={"uri": uri, "size": size, "seconds": seconds})
 
     def frames(self, given: Any, fps: float | None = None) -> tuple[Frames, int]:
-        """(frame, seconds or None) of a video, and how many frames it has.
+        """The frames of a video that are shown, and how many it has.
 
         A file, bytes, base64 text or {"bytes", "path"}: at most `frames` at even distances, each
         the page of the file that it is, so that no frame is stored. A list of pictures: all of
@@ -108,8 +114,9 @@ class MediaIndex:
 
         what = f"{self.most} frames"
         sha256, uri, size, (count, chosen) = self._looked_at(data, path, what, looked)
-        return [(Media(sha256=sha256, meta={"uri": uri, "size": size, "frame": k, "frames": count},
-                       ops=(ImageOp(name="page", key=str(k)),) if k else ()), seconds)
+        told = {"uri": uri, "size": size, "frames": count}
+        return [_at(Media(sha256=sha256, meta={**told, "frame": k},
+                          ops=(ImageOp(name="page", key=str(k)),) if k else ()), seconds)
                 for k, seconds in chosen], count
 
     def _listed(self, given: Sequence[Any], fps: float | None) -> tuple[Frames, int]:
@@ -120,7 +127,7 @@ class MediaIndex:
         pictures = [self.media(picture) for picture in given]
         if any(len(pages) != 1 for pages in pictures):
             raise SelfloopError("a frame of a video with several pages; expected one picture each")
-        return [(pages[0], None if fps is None else k / fps)
+        return [_at(pages[0], None if fps is None else k / fps)
                 for k, pages in enumerate(pictures)], len(pictures)
 
     def _found(self, given: Any, what: str) -> tuple[bytes | None, Path | None]:

@@ -41,6 +41,7 @@ METHODS: dict[str, str] = {
     "r3v": "imitate right answers, mend wrong ones, choose among both; from the seed each time",
     "mm_upt": "reinforce the group's most frequent answer; reads no labels",
     "visplay": "reinforce a questioner and a solver that raise each other; reads no labels",
+    "vision_zero": "reinforce a spy game's clues and votes in turn; reads no labels",
     "m3id": "prefer answers decoded towards the picture to blind ones; reads no labels",
     "eve": "reinforce a writer of picture programs and who solves them; reads no labels",
     "mdpo": "prefer right answers to wrong ones, and the picture to a crop of it",

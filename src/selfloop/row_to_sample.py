@@ -14,7 +14,7 @@ from selfloop.media_index import MediaIndex
 from selfloop.pictures import is_remote
 from selfloop.roles import SelfloopError
 from selfloop.row_media import COLUMNS, MARKER, MARKERS, Given, Mark, marked
-from selfloop.types import Media, Message, Part, Sample
+from selfloop.types import Media, Message, Part, Sample, placed
 
 
 def sample_of(
@@ -71,32 +71,26 @@ def _placed(found: Draft, index: MediaIndex) -> tuple[tuple[Message, ...], tuple
                 shown = _shown(given, index, found.notes)
             except SelfloopError as error:
                 raise BadRow(given.column, str(error), "") from error
-            parts += [Part(text=x) if isinstance(x, str) else Part(type=x.kind) for x in shown]
-            media += [x for x in shown if isinstance(x, Media)]
+            parts += placed(shown)
+            media += shown
         prompt.append(Message.model_validate({"role": role, "content": tuple(parts)}))
     if not any(part.type != "text" or part.text.strip() for m in prompt for part in m.content):
         raise BadRow("prompt", "it is empty", "give the row a question")
     return tuple(prompt), tuple(media)
 
 
-def _shown(given: Given, index: MediaIndex, notes: list[str]) -> list[Media | str]:
-    """What stands at a mark: a picture's pages, a sound, or a video's frames after their times.
-
-    "<1.5 seconds>" before a frame is how Qwen3-VL's template writes its time; any model that takes
-    several pictures can read it.
-    """
+def _shown(given: Given, index: MediaIndex, notes: list[str]) -> list[Media]:
+    """What stands at a mark: a picture's pages, a sound, or a video's frames. Frames stand after
+    their times (`Media.mark`), which any model that takes several pictures can read."""
     if given.kind == "image":
         return [*index.media(given.value)]
     if given.kind == "audio":
         return [index.sound(given.value)]
-    found: list[Media | str] = []
     frames, count = index.frames(given.value, given.fps)
-    for medium, seconds in frames:
-        found += [medium] if seconds is None else [f"<{seconds:.1f} seconds>", medium]
     if len(frames) < count:
         notes.append(f"videos are shown by {len(frames)} frames at even distances; frames= is how "
                      "many")
-    return found
+    return frames
 
 
 def _marked(messages: Messages, media: Sequence[Given]) -> Messages:

@@ -23,12 +23,13 @@ from selfloop.words import (
     Part,
     Word,
     digest,
+    placed,
 )
 
 __all__ = [
     "SIGNALS", "Advantage", "AnySignal", "Branch", "Context", "Decision", "Demonstration",
     "Distill", "FinishReason", "Group", "ImageOp", "Iteration", "Media", "Message", "Pair",
-    "Part", "Rollout", "Sample", "Signal", "Turn", "Verdict", "Word", "digest",
+    "Part", "Rollout", "Sample", "Signal", "Turn", "Verdict", "Word", "digest", "placed",
 ]
 
 

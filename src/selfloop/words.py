@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal, Self
 
@@ -77,6 +77,14 @@ class Media(Word):
         return self.model_copy(update={
             "ops": tuple(op for op in self.ops if op.name == "page")}) if self.changed else self
 
+    @property
+    def mark(self) -> str:
+        """What stands before it in a prompt: "<1.5 seconds>" for a frame of a video whose time is
+        known, which is how Qwen3-VL's template writes it; "" for any other medium."""
+        seconds = self.meta.get("seconds")
+        timed = self.kind == "image" and isinstance(seconds, int | float)
+        return f"<{seconds:.1f} seconds>" if timed else ""
+
     def with_op(self, name: str, severity: float = 1.0, key: str = "") -> Media:
         """The same picture seen through one more operation; a sound, which has none, as it is."""
         if self.kind != "image":
@@ -91,6 +99,13 @@ class Part(Word):
 
     type: Literal["text", "image", "video", "audio"] = "text"
     text: str = ""
+
+
+def placed(media: Sequence[Media]) -> tuple[Part, ...]:
+    """The media's places in a message, each after its mark. Wherever a prompt is made anew for a
+    sample's media it is made by this, so that timed frames keep their times."""
+    return tuple(part for medium in media for part in (
+        *([Part(text=medium.mark)] if medium.mark else ()), Part(type=medium.kind)))
 
 
 class Message(Word):

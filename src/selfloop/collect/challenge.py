@@ -21,6 +21,7 @@ from selfloop import keys
 from selfloop.collect.conditioning import noted
 from selfloop.collect.env import Keep
 from selfloop.collect.tags import tagged
+from selfloop.doors import filled
 from selfloop.pictures import Library
 from selfloop.roles import Generate, Sampling, SelfloopError
 from selfloop.types import Context, Rollout, Sample
@@ -117,8 +118,8 @@ class Challenge:
             made = self._made(proposal.text, source, known, f"{key}/{i}")
             found.append(noted(proposal, program=made.code or None, why=made.why))
             if made.picture is not None and self.answers:
-                asked = Context(prompt=()).said("user", first, keep(made.picture), QUESTION.format(
-                    values=" or ".join(made.values), code=made.code))
+                asked = Context(prompt=()).said("user", first, keep(made.picture), filled(
+                    QUESTION, values=" or ".join(made.values), code=made.code))
                 found += [noted(r, proposal=proposal.id, constructed=made.answer)
                           for r in await generate(asked, n=self.answers, label=f"answer{i}",
                                                   sampling=self._sampling(self.max_new_tokens))]

@@ -6,16 +6,24 @@ What it asks becomes the next step's problems when the organizer holds
 
 from __future__ import annotations
 
-import inspect
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from selfloop.collect.conditioning import noted
+from selfloop.collect.drawing import OFFERED
 from selfloop.collect.tags import Parsed, one_of, tagged
-from selfloop.doors import asking
-from selfloop.roles import Generate, Sampler, Sampling, call_by_name
+from selfloop.doors import asking, filled, is_async
+from selfloop.roles import (
+    Generate,
+    Sampler,
+    Sampling,
+    SelfloopError,
+    call_by_name,
+    check_call,
+    name_of,
+)
 from selfloop.types import Rollout, Sample
 
 PROPOSE = ("Ask one question about this picture that can be answered from the picture alone, by a "
@@ -113,7 +121,7 @@ class Propose:
         """The instruction, with the sample's own question and what was learnt, if there is any."""
         lines = [self.instruction]
         if self.example:
-            lines.append(EXAMPLE.format(question=sample.context.text))
+            lines.append(filled(EXAMPLE, question=sample.context.text))
         if learnt.get("unanswerable", 0) > 0.3:
             lines.append(VISIBLE)
         if (share := learnt.get("vote_share")) is not None and not 0.3 <= share <= 0.8:
@@ -128,7 +136,7 @@ class Propose:
         """(whether it can be answered, why it is not asked: "" if it is)."""
         if not self.checks:
             return None, ""
-        asked = asking(sample, ANSWERABLE.format(question=question))
+        asked = asking(sample, filled(ANSWERABLE, question=question))
         said = await generate(asked, n=self.checks, label=label, sampling=self._sampling(8))
         votes = Counter(one_of(r.text, ("yes", "no")).value for r in said)
         if not votes["yes"] + votes["no"]:
@@ -147,11 +155,19 @@ class AskOrAnswer:
     """`ask` for the samples of the data, `answer` for those that a model proposed.
 
     The sampler of a loop whose organizer holds `AskNext`: pictures are asked about in one step
-    and the questions answered in the next. A proposed sample is known by its `parent`.
+    and the questions answered in the next. A proposed sample is known by its `parent`. Each of the
+    two is given what it names, as it would be alone; both must be asynchronous, as this is.
     """
 
     ask: Sampler
     answer: Sampler
+
+    def __post_init__(self) -> None:
+        for inner in (self.ask, self.answer):
+            check_call("sampler", inner, OFFERED)
+            if not is_async(inner):
+                raise SelfloopError(f"AskOrAnswer: {name_of(inner)} is not asynchronous; write it "
+                                    "as async def and await generate")
 
     @property
     def asks(self) -> frozenset[str]:
@@ -159,10 +175,9 @@ class AskOrAnswer:
         return frozenset(getattr(self.ask, "asks", ())) | frozenset(getattr(self.answer, "asks",
                                                                             ()))
 
-    async def __call__(self, generate: Generate, sample: Sample, guidance: Mapping[str, Any],
-                       key: str) -> list[Rollout]:
-        """What the one that is in charge draws."""
+    async def __call__(self, generate: Generate, sample: Sample, **offered: Any) -> list[Rollout]:
+        """What the one that is in charge draws. Gold values reach it only if it names them."""
         chosen = self.ask if sample.parent is None else self.answer
-        found = call_by_name(chosen, generate=generate, sample=sample, guidance=guidance, key=key)
-        drawn: list[Rollout] = await found if inspect.isawaitable(found) else found
+        drawn: list[Rollout] = await call_by_name(chosen, generate=generate, sample=sample,
+                                                  **offered)
         return drawn

@@ -9,6 +9,7 @@ from selfloop import keys
 from selfloop.collect.conditioning import noted, put_under
 from selfloop.collect.guided import ending
 from selfloop.collect.tags import one_number
+from selfloop.doors import filled
 from selfloop.roles import Generate, Sampling
 from selfloop.types import Rollout, Sample
 
@@ -21,7 +22,7 @@ class CritiqueRevise:
     critique; a revision names what it revises in `sampling["of"]`. `plain` puts revisions under
     the question alone, so that the model learns to give them at once; otherwise they are trained
     where they were drawn, which teaches to revise. Whether a revision is better is the verifier's
-    business: no critique is believed.
+    business: no critique is believed, and none is judged as an answer (see organize.judging).
     """
 
     n: int = 4
@@ -75,7 +76,8 @@ class SelectAmong:
 
     Each choice sees the answers in another order, so that no place is favoured. The rollouts of
     choices have `sampling["stage"] = "choice"` and, in `sampling["chosen"]`, the id of the chosen
-    answer; None where the choice named no answer, or several.
+    answer; None where the choice named no answer, or several. A choice's text is the number of a
+    place and no answer: it is judged by what it chose (organize.judging).
     """
 
     n: int = 3
@@ -94,7 +96,7 @@ class SelectAmong:
             order = keys.shuffled(self.n, f"{key}/order{vote}")
             listed = "\n".join(f"{place}. {answers[i].text.strip()}"
                                for place, i in enumerate(order, 1))
-            asked = ending(sample.context, self.instruction.format(n=self.n) + "\n" + listed)
+            asked = ending(sample.context, filled(self.instruction, n=str(self.n)) + "\n" + listed)
             (choice,) = await generate(asked, sampling=sampling, label=f"choice{vote}")
             parsed = one_number(choice.text, 1, self.n)
             chosen = answers[order[int(parsed.value) - 1]].id if parsed.value else None

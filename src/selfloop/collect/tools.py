@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from selfloop.collect.guided import ending
 from selfloop.collect.tags import tagged
+from selfloop.doors import filled
 from selfloop.roles import SelfloopError
 from selfloop.types import Context, Media, Sample
 
@@ -30,13 +31,19 @@ INSTRUCTION = (
     "Coordinates go from 0 to 1000, from the left and from the top. Write your final answer "
     "between <answer> and </answer>.")
 
+SEVERAL = ("There are {n} pictures. Coordinates are those of the first; for another write its "
+           "number and a colon before them, as in 2: 0,0,500,500.")
+"""What is added to the instruction where a sample has more than one picture or frame."""
+
 
 @dataclass(frozen=True)
 class Action:
-    """One use of a tool: the corners (x0, y0, x1, y1) in thousandths of the sides."""
+    """One use of a tool: the corners (x0, y0, x1, y1) in thousandths of the sides, and of which
+    picture, from 1."""
 
     tool: str
     corners: tuple[int, int, int, int]
+    picture: int = 1
 
     def seen(self, medium: Media) -> Media:
         """The picture as the tool shows it."""
@@ -52,9 +59,11 @@ def parse_action(text: str) -> Action | str:
     found = tagged(text, asked[0])
     if found.value is None:
         return found.why
-    if not re.fullmatch(r"\d{1,4}(\s*,\s*\d{1,4})*", found.value):
+    which = re.match(r"(\d{1,4})\s*:\s*", found.value)
+    corners = found.value[which.end():] if which else found.value
+    if not re.fullmatch(r"\d{1,4}(\s*,\s*\d{1,4})*", corners):
         return f"<{asked[0]}> takes whole numbers with commas between them"
-    numbers = [int(n) for n in found.value.split(",")]
+    numbers = [int(n) for n in corners.split(",")]
     wanted = 2 if asked[0] == "zoom" else 4
     if len(numbers) != wanted:
         return f"<{asked[0]}> takes {wanted} numbers, not {len(numbers)}"
@@ -63,7 +72,7 @@ def parse_action(text: str) -> Action | str:
     x0, y0, x1, y1 = _around(*numbers) if wanted == 2 else numbers
     if x1 - x0 < LEAST or y1 - y0 < LEAST:
         return f"the part must be at least {LEAST} wide and high, with x0 < x1 and y0 < y1"
-    return Action(asked[0], (x0, y0, x1, y1))
+    return Action(asked[0], (x0, y0, x1, y1), int(which[1]) if which else 1)
 
 
 def read_tags(text: str) -> Action | str | None:
@@ -75,10 +84,11 @@ def read_tags(text: str) -> Action | str | None:
 
 def read_brackets(text: str) -> Action | str | None:
     """The same for models that write bare boxes, as grounding models do: "[x0,y0,x1,y1]" is a
-    crop, "[x,y]" a zoom, and a text without brackets an answer."""
+    crop, "[x,y]" a zoom, "[2: x,y]" one of the second picture, and a text without brackets an
+    answer."""
     if "[" not in text:
         return None
-    found = re.fullmatch(r"[^\[\]]*\[([\d\s,]*)\][^\[\]]*", text)
+    found = re.fullmatch(r"[^\[\]]*\[([\d\s,:]*)\][^\[\]]*", text)
     if found is None:
         return "write one pair of brackets with whole numbers in it"
     spelled = re.sub(r"\s", "", found.group(1))
@@ -116,8 +126,10 @@ class PictureTools:
     """One play: look as often as `uses` allows, then answer. The reward is left to verifiers.
 
     A play ends at <answer>, at a text that names no tool, or at a use over the limit. A call that
-    cannot be read costs a use too, and the model is told why. Every tool works on the sample's
-    first picture as it is, never on an earlier view, so coordinates always mean the same.
+    cannot be read costs a use too, and the model is told why. Every tool works on one of the
+    sample's pictures as it is, never on an earlier view, so coordinates always mean the same: on
+    the first, or on the one that is named, as in <crop>2: 0,0,500,500</crop>. Frames of a video are
+    pictures; a view of one stands after its time.
     """
 
     uses: int = 4
@@ -125,27 +137,32 @@ class PictureTools:
     instruction: str = INSTRUCTION
     """Goes with `read`; "" where the sample's own prompt says how to look."""
     left: int = field(default=0, init=False)
-    picture: Media | None = field(default=None, init=False)
+    pictures: tuple[Media, ...] = field(default=(), init=False)
 
     def reset(self, sample: Sample, key: str) -> Context:
         """The question with the instructions. Raises SelfloopError for a sample without picture."""
-        if not sample.media or sample.media[0].kind != "image":
-            raise SelfloopError(
-                f"sample {sample.id} has no picture to look at; PictureTools needs samples whose "
-                "first medium is an image")
-        self.left, self.picture = self.uses, sample.media[0]
-        return ending(sample.context, self.instruction) if self.instruction else sample.context
+        self.left = self.uses
+        self.pictures = tuple(m for m in sample.media if m.kind == "image")
+        if not self.pictures:
+            raise SelfloopError(f"sample {sample.id} has no picture to look at; PictureTools needs "
+                                "samples with an image or a video")
+        if not self.instruction:
+            return sample.context
+        told = filled(SEVERAL, n=str(len(self.pictures))) if len(self.pictures) > 1 else ""
+        return ending(sample.context, "\n".join(t for t in (self.instruction, told) if t))
 
     def step(self, text: str) -> tuple[tuple[str | Media, ...], float, bool]:
         """(what is shown, 0.0, whether the play is over)."""
-        assert self.picture is not None  # reset comes first
         action = self.read(text)
         if action is None or not self.left:
             return (), 0.0, True
         self.left -= 1
+        if isinstance(action, Action) and not 1 <= action.picture <= len(self.pictures):
+            action = f"there is no picture {action.picture}, only 1 to {len(self.pictures)}"
         if isinstance(action, str):
             return (f"That could not be read: {action}. {self._remaining()}",), 0.0, False
-        return (action.seen(self.picture), self._remaining()), 0.0, False
+        view = action.seen(self.pictures[action.picture - 1])
+        return (*((view.mark,) if view.mark else ()), view, self._remaining()), 0.0, False
 
     def _remaining(self) -> str:
         return f"{self.left} more looks." if self.left else "Now answer."

@@ -12,6 +12,7 @@ from statistics import fmean, pstdev
 from typing import Any, ClassVar
 
 from selfloop import keys
+from selfloop.organize.refine.filters import noted_alike, only
 from selfloop.organize.signals import HERE, trained_on
 from selfloop.roles import SelfloopError, call_by_name
 from selfloop.types import Advantage, AnySignal, Branch, Group, Rollout, Verdict
@@ -200,17 +201,20 @@ class Together:
 
 @dataclass(frozen=True)
 class Marked:
-    """A maker over those rollouts only whose `sampling` has the entry `mark`, or, with `without`,
-    has it not.
+    """A maker over those rollouts only whose `sampling` has the entry `mark` (with `value`: that
+    very value), or, with `without`, has it not.
 
     Together((GroupAdvantage(), Marked(Demonstrate(), "rethought"))) imitates right rethinks beside
     reinforcing all answers (VL-Rethinker; collect.forced.Rethink marks them);
-    Marked(GroupAdvantage(), "rethought", without=True) reinforces the first answers only.
+    Marked(GroupAdvantage(), "rethought", without=True) reinforces the first answers only, and
+    Marked(GroupAdvantage(), "phase", value="vote") a game's votes.
     """
 
     maker: Any
     mark: str
     without: bool = False
+    value: str | bool | int | None = None
+    """None: any value."""
 
     @property
     def makes(self) -> tuple[AnySignal, ...]:
@@ -219,17 +223,12 @@ class Marked:
 
     def __call__(self, groups: Sequence[Group], key: str, **gold: Any) -> list[AnySignal]:
         """The maker's signals."""
-        marked = [_kept(g, [(self.mark in r.sampling) != self.without for r in g.rollouts])
-                  for g in groups]
+        marked = [only(g, [self._has(r) != self.without for r in g.rollouts]) for g in groups]
         made: list[AnySignal] = call_by_name(self.maker, groups=marked, key=key, **gold)
         return made
 
-
-def _kept(group: Group, keep: Sequence[bool]) -> Group:
-    """The group with some of its rollouts, and their verdicts where it has any."""
-    return group.model_copy(update={
-        "rollouts": tuple(r for r, on in zip(group.rollouts, keep, strict=True) if on),
-        "verdicts": tuple(v for v, on in zip(group.verdicts, keep, strict=False) if on)})
+    def _has(self, rollout: Rollout) -> bool:
+        return self.mark in rollout.sampling and self.value in (None, rollout.sampling[self.mark])
 
 
 # -- steps that change scores before a maker sees them ---------------------------------------------
@@ -249,10 +248,12 @@ class RunningBaseline:
 
     EvoLMM's and Vision-Zero's role baselines (arXiv 2511.16672; 2509.25541), decay .9.
     The scores of a step are compared with the baseline before that step. The state is kept with
-    the run.
+    the run. `by` names notes of the sampler that tell roles of one model apart: in a spy game
+    ("phase", "spy"), since all players are the role "solver".
     """
 
     decay: float = 0.9
+    by: tuple[str, ...] = ()
 
     def __call__(self, groups: Sequence[Group], state: Mapping[str, Any]
                  ) -> tuple[list[Group], dict[str, Any]]:
@@ -261,11 +262,14 @@ class RunningBaseline:
         roles: dict[str, list[float]] = {}
         for group in groups:
             for rollout, score in group.scored():
-                roles.setdefault(rollout.role, []).append(score)
+                roles.setdefault(self._who(rollout), []).append(score)
         now = then | {role: self.decay * then.get(role, 0.0) + (1 - self.decay) * fmean(scores)
                       for role, scores in roles.items()}
-        return ([_rescored(g, lambda r, s: s - then.get(r.role, 0.0)) for g in groups],
+        return ([_rescored(g, lambda r, s: s - then.get(self._who(r), 0.0)) for g in groups],
                 {"baseline": now})
+
+    def _who(self, rollout: Rollout) -> str:
+        return "/".join((rollout.role, *noted_alike(rollout, self.by)))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,11 @@ from selfloop.types import Group, Rollout, Verdict
 
 OFFERED = ("rollout", "group", "sample", "generate", "answer", "rationale", "key",
            "decode")
+
+
+ANSWERS = frozenset({"answer", "revision"})
+"""Values of `sampling["stage"]` that are answers to the sample, as a rollout without a stage is."""
+SET_ASIDE = "no answer to the sample, and not judged as one"
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,8 @@ class Unknown:
 
     @classmethod
     def of(cls, groups: Sequence[Group]) -> Unknown:
-        """Counted over judged groups."""
-        judged = [(g.sample.id, v) for g in groups for v in g.verdicts]
+        """Counted over judged groups, what no verifier was asked about left out."""
+        judged = [(g.sample.id, v) for g in groups for v in g.verdicts if v.rationale != SET_ASIDE]
         errors = [v for _, v in judged if v.error]
         open_ = [(s, v) for s, v in judged if v.score is None and not v.error]
         return cls(len(judged), len(errors), len(open_), errors[0].rationale if errors else "",
@@ -85,15 +90,52 @@ def excess(unknown: Unknown, verifier: Verifier | None, max_errors: float,
 
 
 def judge(verifier: Verifier | None, groups: Sequence[Group], doors: Doors) -> Judged:
-    """Judge every rollout of every group. Exceptions become error verdicts, with the reason."""
+    """Judge every answer of every group. Exceptions become error verdicts, with the reason.
+
+    Samplers draw more than answers: what is no answer (`sampling["stage"]`: a critique, a
+    description) gets no score, and the verifier does not see it, so that it neither is scored by a
+    rule that it fits by chance nor has a vote. A choice among answers is as right as the answer
+    that it chose. A verifier that judges other stages says so: `stages = frozenset({"critique"})`.
+    """
     if verifier is None:
         blank = [g.model_copy(update={"verdicts": (Verdict(),) * len(g.rollouts)}) for g in groups]
         return Judged(blank)
     one = _by_group if "group" in parameters(verifier) else _by_rollout
+    shown = [_shown(g, getattr(verifier, "stages", ANSWERS)) for g in groups]
     judged: list[Group] = doors.run(
-        [(g.sample, "verify", one(verifier, g, doors)) for g in groups]
+        [(g.sample, "verify", one(verifier, g, doors)) for g in shown]
     )
-    return Judged(judged)
+    return Judged([_whole(g, found) for g, found in zip(groups, judged, strict=True)])
+
+
+def _shown(group: Group, stages: Collection[str]) -> Group:
+    """The group with those rollouts alone that are to be judged."""
+    kept = tuple(r for r in group.rollouts
+                 if r.sampling.get("stage") is None or str(r.sampling["stage"]) in stages)
+    return group if len(kept) == len(group.rollouts) else group.model_copy(
+        update={"rollouts": kept, "verdicts": ()})
+
+
+def _whole(group: Group, judged: Group) -> Group:
+    """What was judged, with the rollouts that were set aside back in their places."""
+    if len(judged.rollouts) == len(group.rollouts):
+        return judged
+    known = {r.id: v for r, v in zip(judged.rollouts, judged.verdicts, strict=True)}
+    return judged.model_copy(update={"rollouts": group.rollouts, "verdicts": tuple(
+        known[r.id] if r.id in known else _aside(r, known) for r in group.rollouts)})
+
+
+def _aside(rollout: Rollout, known: Mapping[str, Verdict]) -> Verdict:
+    """A choice's verdict is that of what it chose; one that named no answer chose no right one."""
+    if rollout.sampling.get("stage") != "choice":
+        return Verdict(rationale=SET_ASIDE)
+    chosen = known.get(str(rollout.sampling.get("chosen")))
+    if chosen is not None:
+        return Verdict(score=chosen.score, verifier=chosen.verifier,
+                       rationale="as the answer that it chose")
+    told = next((v for v in known.values() if v.score is not None), None)
+    return Verdict(score=None if told is None else 0.0, rationale="it chose none of the answers",
+                   verifier="" if told is None else told.verifier)
 
 
 def _job(verifier: Verifier, group: Group, doors: Doors,

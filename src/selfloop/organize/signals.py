@@ -213,7 +213,7 @@ class Privileged:
             answer = answers.get(group.sample.id)
             if answer is None:
                 continue
-            told = _told(group.sample.context, self.hint.format(answer=answer))
+            told = _told(group.sample.context, self.hint.replace("{answer}", str(answer)))
             made += [Distill(
                 branches={"student": Branch.drawn(r), "teacher": elsewhere(told, Branch.drawn(r))},
                 sample=group.sample.id, rollouts=(r.id,), role=r.role, why="privileged answer",

@@ -12,12 +12,13 @@ from inspect import isawaitable
 from pathlib import Path
 from typing import Any, Literal
 
+from selfloop.doors import asking
 from selfloop.likeness import perceptual_hash
 from selfloop.organize.judging import failure
 from selfloop.organize.verify.similarity import DualEncoder
 from selfloop.pictures import Library
 from selfloop.roles import Generate, Sampling, as_verdict, call_by_name, name_of, parameters
-from selfloop.types import Context, Group, Media, Message, Part, Rollout, Verdict
+from selfloop.types import Group, Media, Rollout, Verdict
 
 
 @dataclass(frozen=True)
@@ -106,11 +107,9 @@ class WithDescription:
     async def __call__(self, group: Group, generate: Generate, **offered: Any) -> Group:
         """The group judged and annotated."""
         judged = _judged(self.verifier, group, offered)
-        media = group.sample.media
-        if not media:
+        if not group.sample.media:
             return judged
-        parts = (*(Part(type=m.kind) for m in media), Part(text=self.prompt))
-        asked = Context(prompt=(Message(role="user", content=parts),), media=media)
+        asked = asking(group.sample, self.prompt)
         drawn = await generate(asked, n=1, label="description", sampling=Sampling(
             temperature=0.0, max_new_tokens=self.max_new_tokens))
         said = drawn[0].text.strip()

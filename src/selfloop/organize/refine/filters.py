@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from selfloop.roles import SelfloopError
-from selfloop.types import Group
+from selfloop.types import Group, Rollout
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,51 @@ class Finished:
 
 
 def only(group: Group, keep: Sequence[bool]) -> Group:
-    """The group with the marked rollouts and their verdicts alone; one mark a rollout."""
-    verdicts = tuple(v for v, k in zip(group.verdicts, keep, strict=True) if k)
+    """The group with the marked rollouts alone, and their verdicts where it has any; one mark a
+    rollout."""
+    verdicts = tuple(v for v, k in zip(group.verdicts, keep, strict=False) if k)
     rollouts = tuple(r for r, k in zip(group.rollouts, keep, strict=True) if k)
     return group.model_copy(update={"rollouts": rollouts, "verdicts": verdicts})
+
+
+@dataclass(frozen=True)
+class Noted:
+    """Keep the rollouts of which the sampler noted this: `Noted("phase", "clue")`,
+    `Noted("stage", "choice")`."""
+
+    note: str
+    value: str | bool | int
+
+    def __call__(self, groups: Sequence[Group]) -> list[Group]:
+        """The same groups with those rollouts only."""
+        return [only(g, [r.sampling.get(self.note) == self.value for r in g.rollouts])
+                for g in groups]
+
+
+@dataclass(frozen=True)
+class Apart:
+    """Makes a group of its own of the rollouts that are noted alike: `Apart(("game",))`.
+
+    Means and baselines of a maker then stay within a game, a phase, a stage. Rollouts without a
+    note are alike in that. All groups of a sample keep its name, so that they are learned together.
+    """
+
+    notes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.notes:
+            raise SelfloopError('Apart needs the names of notes, as in Apart(("game", "phase"))')
+
+    def __call__(self, groups: Sequence[Group]) -> list[Group]:
+        """The parts of each group, in the order in which they were begun."""
+        return [only(g, [noted_alike(r, self.notes) == part for r in g.rollouts])
+                for g in groups
+                for part in dict.fromkeys(noted_alike(r, self.notes) for r in g.rollouts)]
+
+
+def noted_alike(rollout: Rollout, notes: Sequence[str]) -> tuple[str, ...]:
+    """What a sampler noted under these names, as one label: equal for rollouts noted alike."""
+    return tuple(str(rollout.sampling.get(name)) for name in notes)
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ from typing import Any
 from pydantic import JsonValue
 
 from selfloop import keys
+from selfloop.doors import asking
 from selfloop.organize.verify.answer_spread import normal_answer
 from selfloop.organize.verify.vote import majority
 from selfloop.roles import SelfloopError
-from selfloop.types import Context, Group, Rollout, Sample
+from selfloop.types import Group, Rollout, Sample
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,6 @@ def _sample(group: Group, proposal: Rollout, question: str) -> Sample:
     label, share = majority(votes)
     voted: dict[str, JsonValue] = {} if label is None else {"pseudo_label": label,
                                                             "vote_share": share}
-    context = Context(prompt=()).said("user", *group.sample.media, question)
+    context = asking(group.sample, question)
     return Sample(prompt=context.prompt, media=context.media, parent=proposal.id, meta={
         "task": "proposed", "cluster": group.sample.cluster, "votes": len(votes), **voted})

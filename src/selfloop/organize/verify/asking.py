@@ -7,8 +7,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from selfloop.doors import asking_of
 from selfloop.roles import Generate, Sampling, SelfloopError
-from selfloop.types import Context, Media, Message, Part, Rollout, digest
+from selfloop.types import Media, Rollout, digest
 
 LONGEST = 8000
 """Characters of a quoted text that a judge is shown; a longer one is cut, and that is said."""
@@ -33,18 +34,10 @@ def fenced(text: str, key: str) -> str:
     return f"----- begin {mark} -----\n{inside[:LONGEST]}{cut}\n----- end {mark} -----"
 
 
-def filled(prompt: str, **slots: str) -> str:
-    """`prompt` with each {slot} replaced once, in one pass: braces inside a value are left alone,
-    so a quoted text can name no slot. Unknown braces stay."""
-    return re.sub(r"\{(\w+)\}", lambda m: slots.get(m[1], m[0]), prompt)
-
-
 async def ask(generate: Generate, text: str, media: Sequence[Media], role: str,
               sampling: Sampling, label: str, n: int = 1) -> list[Rollout]:
     """`n` replies of a role's model to one user message: pictures first, then the text."""
-    parts = (*(Part(type=medium.kind) for medium in media), Part(text=text))
-    context = Context(prompt=(Message(role="user", content=parts),), media=tuple(media))
-    return await generate(context, n=n, role=role, sampling=sampling, label=label)
+    return await generate(asking_of(media, text), n=n, role=role, sampling=sampling, label=label)
 
 
 def yes_or_no(text: str) -> bool | None:

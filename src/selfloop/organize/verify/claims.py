@@ -6,7 +6,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from selfloop.organize.verify.asking import ask, fenced, filled, yes_or_no
+from selfloop.doors import filled
+from selfloop.organize.verify.asking import ask, fenced, yes_or_no
 from selfloop.roles import Generate, Sampling
 from selfloop.types import Rollout, Sample, Verdict
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from selfloop.calling import SelfloopError
-from selfloop.types import Group, Verdict
+from selfloop.types import Group, Rollout, Verdict
 
 
 def clue_rewards(votes: Sequence[float], spy: int, beta: float = 0.1, lam: float = 0.1
@@ -39,19 +39,39 @@ def decision_reward(vote: int | None, spy: int, voter: int, *, readable: bool = 
 
 @dataclass(frozen=True)
 class ClueVotes:
-    """`clue_rewards` of a game whose sampler left `sampling["votes"]` (received, a number) and
-    `sampling["spy"]` (a bool) with each player's rollout. Abstains on the whole group unless every
-    rollout has its votes and exactly one is the spy's: a sum over part of a game is not zero."""
+    """`clue_rewards` of games whose sampler left `sampling["votes"]` (received, a number) and
+    `sampling["spy"]` (a bool) with each player's clues, as `collect.self_play.SpyGame` does.
+
+    Several games of a group are told apart by `sampling["game"]`, several clues of one player by
+    `["player"]`; without these notes the group is one game and each rollout a player. Rollouts of
+    another `["phase"]` than "clue" get no score. Abstains on a whole game unless all its clues have
+    their votes and exactly one player is the spy: a sum over part of a game is not zero."""
 
     beta: float = 0.1
     lam: float = 0.1
 
     def __call__(self, group: Group) -> list[Verdict]:
         """One verdict a rollout. Reads no label."""
-        votes = [r.sampling.get("votes") for r in group.rollouts]
-        spies = [i for i, r in enumerate(group.rollouts) if r.sampling.get("spy") is True]
-        counts = [float(v) for v in votes if isinstance(v, int | float)]
-        if len(counts) != len(votes) or len(votes) < 2 or len(spies) != 1:
-            return [Verdict(rationale="not one whole game with one spy") for _ in votes]
-        rewards = clue_rewards(counts, spies[0], self.beta, self.lam)
-        return [Verdict(score=r, parts={"votes": v}) for r, v in zip(rewards, counts, strict=True)]
+        games: dict[str, list[int]] = {}
+        for i, rollout in enumerate(group.rollouts):
+            if rollout.sampling.get("phase", "clue") == "clue":
+                games.setdefault(str(rollout.sampling.get("game")), []).append(i)
+        found = [Verdict(rationale="not a clue of a whole game with one spy")] * len(group.rollouts)
+        for places in games.values():
+            for i, verdict in zip(places, self._paid([group.rollouts[i] for i in places]),
+                                  strict=False):
+                found[i] = verdict
+        return found
+
+    def _paid(self, clues: Sequence[Rollout]) -> list[Verdict]:
+        """A verdict a clue of one game; none where it is not whole."""
+        names = [str(r.sampling.get("player", i)) for i, r in enumerate(clues)]
+        players = {name: (r.sampling.get("votes"), r.sampling.get("spy") is True)
+                   for name, r in zip(names, clues, strict=True)}
+        counts = {name: float(v) for name, (v, _) in players.items() if isinstance(v, int | float)}
+        spies = [i for i, (_, spy) in enumerate(players.values()) if spy]
+        if len(counts) < len(players) or len(players) < 2 or len(spies) != 1:
+            return []
+        rewards = dict(zip(players, clue_rewards(list(counts.values()), spies[0], self.beta,
+                                                 self.lam), strict=True))
+        return [Verdict(score=rewards[n], parts={"votes": counts[n]}) for n in names]

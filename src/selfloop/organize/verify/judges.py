@@ -18,7 +18,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from selfloop.organize.verify.asking import BrokenReply, ask, code, fenced, filled, object_in
+from selfloop.doors import filled
+from selfloop.organize.verify.asking import BrokenReply, ask, code, fenced, object_in
 from selfloop.roles import Generate, Sampling
 from selfloop.types import Group, Rollout, Sample, Verdict
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from selfloop.calling import as_verdict, call_by_name, name_of
-from selfloop.organize.verify.asking import ask, fenced, filled, yes_or_no
+from selfloop.doors import filled
+from selfloop.organize.verify.asking import ask, fenced, yes_or_no
 from selfloop.organize.verify.process import aggregate
 from selfloop.roles import Generate, Sampling, SelfloopError, Verifier, component_named
 from selfloop.types import Rollout, Sample, Verdict

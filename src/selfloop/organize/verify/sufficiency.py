@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from selfloop.calling import as_verdict, call_by_name, name_of
-from selfloop.organize.verify.asking import ask, fenced, filled
+from selfloop.doors import filled
+from selfloop.organize.verify.asking import ask, fenced
 from selfloop.organize.verify.rules import exact, tagged
 from selfloop.roles import Generate, Sampling, Verifier
 from selfloop.types import Rollout, Sample, Verdict
