@@ -2,7 +2,7 @@
 
 **Same**: a question earns min(s, 1 - s), s = share of the solver's most frequent answer, less the
 share of questions like it; the solver learns from those with .3 <= s <= .8; GRPO with KL for both.
-**Differs**: both learn in every step; likeness within a picture; one engine shares the weights.
+**Differs**: both learn each step; likeness within a picture; no question types; weights are shared.
 """
 from selfloop.collect.independent import Independent
 from selfloop.collect.propose import PROPOSE, AskOrAnswer, Propose, plain_question, tagged_question
