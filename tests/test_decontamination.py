@@ -14,8 +14,9 @@ import clidata
 from selfloop.cli import main
 from selfloop.config import load_config, load_data
 from selfloop.data import Samples, load
+from selfloop.evaluate.sealed import seal
 from selfloop.organize.refine.clean_data import cleaned
-from selfloop.organize.refine.decontaminate import COMMON, leaks, prints_of
+from selfloop.organize.refine.decontaminate import COMMON, EvaluationPrints, leaks, prints_of
 from selfloop.pictures import Library
 from selfloop.roles import SelfloopError
 from selfloop.types import Message, Sample
@@ -108,3 +109,80 @@ def test_wording_that_many_questions_share_is_no_leak():
         held = [plain(f"{wording} thing {i}") for i in range(others + 1)]
         prints = prints_of(held, Library().open)
         assert len(leaks([plain(f"{wording} other")], prints)) == known
+
+
+# -- whatever is evaluated on --------------------------------------------------------------------
+
+def suited(folder: Path) -> Path:
+    """A run.yaml whose suite holds a training row."""
+    path = clidata.with_splits(folder)
+    (folder / "suite.jsonl").write_text(json.dumps(row(folder, "train", 3)) + "\n")
+    path.write_text(path.read_text() + "suites:\n  - {path: suite.jsonl, verifier: exact}\n")
+    return path
+
+
+def test_suites_are_evaluated_on_too(tmp_path):
+    data = load_data(load_config(suited(tmp_path)))
+    assert len(data.train) == 11
+    assert "1 of 12 training rows are known from the suites[0] (suite.jsonl) set: row 4" in \
+        " ".join(data.notes)
+
+
+def test_a_test_file_that_is_not_there_is_refused_like_the_others(tmp_path):
+    path = clidata.with_splits(tmp_path)
+    with pytest.raises(SelfloopError, match=r"data\.test: .*tset\.jsonl: no such file"):
+        load_data(load_config(path, ["data.test=tset.jsonl"]))
+
+
+def test_a_sealed_test_is_said_not_to_have_been_compared(tmp_path):
+    path = leaking(tmp_path)
+    sealed, _ = seal(tmp_path / "test" / "test.jsonl")
+    data = load_data(load_config(path, [f"data.test={sealed}"]))
+    assert len(data.train) == 13, "what only the sealed file knows stays"
+    assert "test.jsonl.sealed is sealed, so training rows were not compared" in data.notes[-1]
+    off = load_data(load_config(path, [f"data.test={sealed}", "data.decontaminate=none"]))
+    assert off.notes == ()
+
+
+def test_rows_of_the_test_that_cannot_be_read_are_named(tmp_path):
+    path = clidata.with_splits(tmp_path)
+    with open(tmp_path / "test" / "test.jsonl", "a") as file:
+        file.write('{"prompt": "broken\n')
+    (note,) = load_data(load_config(path)).notes
+    assert "the test set was compared without what cannot be read" in note
+    assert "row 5" in note or ":5" in note or "line 5" in note
+
+
+@pytest.mark.parametrize("form", ["PNG", "BMP", "WEBP"])
+def test_the_same_pixels_in_another_file_are_known_by_default(tmp_path, form):
+    path = clidata.with_splits(tmp_path)
+    mine = row(tmp_path, "dev", 2)
+    copy = tmp_path / f"copy.{form.lower()}"
+    Image.open(mine["images"][0]).convert("RGB").save(
+        copy, form, **({"lossless": True} if form == "WEBP" else
+                       {"compress_level": 1} if form == "PNG" else {}))
+    assert copy.read_bytes() != Path(mine["images"][0]).read_bytes()
+    with open(tmp_path / "train" / "train.jsonl", "a") as file:
+        file.write(json.dumps({**mine, "prompt": "what else ?", "images": [str(copy)]}) + "\n")
+    data = load_data(load_config(path))
+    assert len(data.train) == 12
+    assert "row 13" in data.notes[0] and "pixel by pixel, in another file" in data.notes[0]
+
+
+def test_raise_refuses_the_run_and_names_the_rows(tmp_path):
+    path = leaking(tmp_path)
+    with pytest.raises(SelfloopError, match=r"1 of 14 training rows are known from the dev set: "
+                       r"row 13 .*data\.decontaminate: exact, which drops them, or none"):
+        load_data(load_config(path, ["data.decontaminate=raise"]))
+    clean = clidata.with_splits(tmp_path / "clean")
+    assert len(load_data(load_config(clean, ["data.decontaminate=raise"])).train) == 12
+
+
+def test_prints_keep_pixels_and_read_files_that_have_none(tmp_path):
+    config = load_config(clidata.with_splits(tmp_path))
+    held = load(config.data.dev)
+    prints = prints_of(held, Library().open)
+    assert len(prints.pixels) == len({m.identity for s in held for m in s.media})
+    assert EvaluationPrints.from_json(prints.to_json()) == prints
+    old = {k: v for k, v in json.loads(prints.to_json()).items() if k != "pixels"}
+    assert EvaluationPrints.from_json(json.dumps(old)).pixels == frozenset()

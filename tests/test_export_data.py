@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -11,12 +11,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import hf_models
+import scripted
 import toyland
 from selfloop.cli import main
 from selfloop.collect.independent import Independent
 from selfloop.data import load
 from selfloop.engines.toy import ToyEngine
 from selfloop.exporting.signals_table import read_signals
+from selfloop.exporting.truths import truth_of
 from selfloop.exporting.writing import FORMATS, export_data
 from selfloop.loop import Learn, Loop
 from selfloop.optimize.losses.distill import ReverseKL
@@ -24,6 +26,9 @@ from selfloop.optimize.losses.preference import DPO, MDPO
 from selfloop.optimize.losses.rl import GRPO
 from selfloop.optimize.losses.sft import SFT
 from selfloop.organize.chain import Chain
+from selfloop.organize.refine.decontaminate import Decontaminated, prints_of
+from selfloop.organize.refine.filters import AccuracyBand
+from selfloop.organize.refine.pools import Pool
 from selfloop.organize.signals import (
     BestWorst,
     Demonstrate,
@@ -33,10 +38,12 @@ from selfloop.organize.signals import (
 )
 from selfloop.organize.verify.rules import exact
 from selfloop.pictures import Library
+from selfloop.recipes.mm_upt import mm_upt
+from selfloop.recipes.visplay import visplay
 from selfloop.roles import SelfloopError
 from selfloop.running import run
 from selfloop.store import RunFolder
-from selfloop.types import Branch, Pair
+from selfloop.types import Branch, Group, Pair, Verdict
 
 datasets = pytest.importorskip("datasets")
 
@@ -111,8 +118,9 @@ def test_questions_for_grpo_read_back_as_the_samples_they_were(runs, tmp_path, f
     made = export_data(runs["grpo"].path, tmp_path / "out", form)
     suffix = "jsonl" if form == "ms-swift" else "parquet"
     back = load(tmp_path / "out" / f"train.{suffix}", images=tmp_path / "pictures")
-    groups = runs["grpo"].groups(0)
-    assert made.kind == "grpo" and len(back) == len(groups)
+    named = {signal.sample for signal in runs["grpo"].signals(0, "solver")}
+    groups = [g for g in runs["grpo"].groups(0) if g.sample.id in named]
+    assert made.kind == "grpo" and len(back) == len(groups) > 0
     # the same question, the same bytes of the picture, the same gold answer
     asked = {(s.context.identity, s.answer) for s in back}
     assert asked == {(g.sample.context.identity, g.sample.answer) for g in groups}
@@ -185,6 +193,168 @@ def test_changed_pictures_are_written_as_they_were_seen(runs, tmp_path):
     media = [s.branches["target"].context.media[0] for s in runs["viewed"].signals(0, "solver")]
     assert all(m.ops for m in media)
     assert shown == {library.open(m).tobytes() for m in media}
+
+
+# -- only what the organizer kept ----------------------------------------------------------------
+
+def held_out_run(folder: Path, data: Path) -> tuple[RunFolder, set[str]]:
+    """A run on ten questions, and the ids of the four among them that an evaluation holds."""
+    questions = toyland.samples(data, 10)
+    prints = prints_of(questions[:4], None)
+    chain = Chain((Decontaminated(prints, "drop", exact_only=True), AccuracyBand(0.05, 0.95)),
+                  GroupAdvantage())
+    loop = Loop(name="held", sampler=Independent(n=6, max_new_tokens=2), verifier=exact,
+                learn={"solver": Learn(organizer=chain, loss=GRPO(), optim=toyland.FAST)},
+                gate=None, iterations=1)
+    run(loop, questions, ToyEngine(("yes", "no")), folder)
+    return RunFolder(folder), {s.id for s in questions[:4]}
+
+
+@pytest.mark.parametrize(("form", "kind"), [("verl", None), ("trl", None), ("ms-swift", None),
+                                            ("trl", "kto"), ("llama-factory", "kto")])
+def test_what_the_organizer_threw_away_is_not_exported(tmp_path, form, kind):
+    found, held = held_out_run(tmp_path / "run", tmp_path / "data")
+    signals = found.signals(0, "solver")
+    named = {s.sample for s in signals}
+    assert named and not named & held and len(named) < 6
+    made = export_data(found.path, tmp_path / "out", form, kind=kind)
+    if kind == "kto":
+        rollouts = {r.id: (g.sample.id, r.text) for g in found.groups(0) for r in g.rollouts
+                    if r.finish_reason == "stop"}
+        named_rollouts = {i for s in signals for i in s.rollouts}
+        assert made.rows == len({said for i, said in rollouts.items() if i in named_rollouts}) > 0
+    else:
+        assert made.rows == len(named)
+    left = f"no signal names {10 - len(named)} of its questions"
+    assert any(left in note for note in made.notes)
+    assert left in (tmp_path / "out" / "export.json").read_text()
+    if form == "verl":
+        assert {r["extra_info"]["sample"] for r in table(tmp_path / "out")} == named
+
+
+def test_kto_rows_are_the_rollouts_that_advantages_name(runs, tmp_path):
+    """A filter of rollouts holds for the export too: here the signals of half the answers."""
+    import shutil
+
+    shutil.copytree(runs["grpo"].path, tmp_path / "run")
+    there = RunFolder(tmp_path / "run")
+    kept = [s for s in there.signals(0, "solver") if s.advantage > 0]
+    there.put_signals(0, "solver", kept)
+    made = export_data(there.path, tmp_path / "out", "ms-swift", kind="kto")
+    named = {i for s in kept for i in s.rollouts}
+    expected = {(g.sample.id, r.text) for g in there.groups(0) for r in g.rollouts
+                if r.id in named and r.finish_reason == "stop"}
+    assert made.rows == len(expected) and {r["label"] for r in lines(tmp_path / "out")} == {True}
+
+
+def test_a_pool_names_questions_of_earlier_steps(tmp_path):
+    chain = Chain((Pool(),), GroupAdvantage())
+    loop = Loop(name="pooled", sampler=Independent(n=6, max_new_tokens=2), verifier=exact,
+                learn={"solver": Learn(organizer=chain, loss=GRPO(), optim=toyland.FAST)},
+                gate=None, iterations=1, steps=2, samples=4)
+    run(loop, toyland.samples(tmp_path / "data", 8), ToyEngine(("yes", "no")), tmp_path / "run")
+    there = RunFolder(tmp_path / "run")
+    named = {s.sample for s in there.signals(1, "solver")}
+    assert named - {g.sample.id for g in there.groups(1)}, "the pool holds step 0's questions"
+    export_data(there.path, tmp_path / "out", "verl")
+    assert {r["extra_info"]["sample"] for r in table(tmp_path / "out")} == named
+
+
+# -- the truth of runs without labels ------------------------------------------------------------
+
+@pytest.mark.parametrize("form", ["trl", "ms-swift", "verl"])
+@pytest.mark.parametrize("labelled", [True, False])
+def test_the_vote_is_the_truth_of_a_run_that_voted(tmp_path, form, labelled):
+    loop = mm_upt(toyland.exact, n=6, max_new_tokens=2, samples=8, steps=1, iterations=1, lr=0.1)
+    loop = replace(loop, gate=None)
+    data = toyland.samples(tmp_path / "data", 8)
+    # no gold answer is a word of the model, so that a vote cannot be mistaken for one
+    data = [s.model_copy(update={"answer": "gold" if labelled else None}) for s in data]
+    run(loop, data, ToyEngine(("yes", "no")), tmp_path / "run")
+    there = RunFolder(tmp_path / "run")
+    winners = {g.sample.context.identity: next(
+        v.rationale for v in g.verdicts if v.score == 1) for g in there.groups(0)}
+    made = export_data(there.path, tmp_path / "out", form)
+    suffix = "jsonl" if form == "ms-swift" else "parquet"
+    back = load(tmp_path / "out" / f"train.{suffix}", images=tmp_path / "pictures")
+    assert len(back) == made.rows > 0
+    assert all(s.answer == winners[s.context.identity] != "gold" for s in back)
+    assert any(f"no label: {made.rows} vote" in note for note in made.notes)
+    if form != "ms-swift":
+        row = table(tmp_path / "out")[0]
+        assert (row["extra_info"] if form == "verl" else row)["truth_from"] == "vote"
+    else:
+        assert {r["truth_from"] for r in lines(tmp_path / "out")} == {"vote"}
+
+
+def test_pseudo_labels_are_the_truth_of_proposed_questions(tmp_path):
+    loop = visplay(toyland.exact, asked=4, judged=5, n=4, max_new_tokens=2, samples=4, steps=3,
+                   iterations=1, lr=0.05)
+    asks = tuple(f"<question>is {word} there ?</question>" for word in ("it", "one", "red"))
+    engines = {"solver": ToyEngine(("cat", "dog"), seed=1), "proposer": ToyEngine(asks, seed=2)}
+    run(replace(loop, gate=None), toyland.samples(tmp_path / "data", 8), engines,
+        tmp_path / "run")
+    there = RunFolder(tmp_path / "run")
+    groups = {g.sample.id: g.sample for step in range(3) for g in there.groups(step)}
+    made = export_data(there.path, tmp_path / "out", "verl", step="all")
+    rows = table(tmp_path / "out")
+    assert made.rows == len(rows) > 0
+    for row in rows:
+        sample = groups[row["extra_info"]["sample"]]
+        assert row["reward_model"]["ground_truth"] == sample.meta["pseudo_label"]
+        assert row["extra_info"]["truth_from"] == "pseudo-label"
+
+
+def test_answers_that_no_verifier_read_are_no_truth(tmp_path):
+    def long(rollout) -> float:
+        return float(len(rollout.text) > 2)
+
+    loop = Loop(name="unread", sampler=Independent(n=6, max_new_tokens=2), verifier=long,
+                learn={"solver": Learn(organizer=Chain(maker=GroupAdvantage()), loss=GRPO(),
+                                       optim=toyland.FAST)}, gate=None, iterations=1)
+    run(loop, toyland.samples(tmp_path / "data", 8), ToyEngine(("yes", "no")), tmp_path / "run")
+    with pytest.raises(SelfloopError, match=r"the run never read it.*--as kto"):
+        export_data(tmp_path / "run", tmp_path / "out", "trl")
+    assert export_data(tmp_path / "run", tmp_path / "kto", "trl", kind="kto").rows
+
+
+@pytest.mark.parametrize(("scores", "truth"), [
+    ((1.0, 1.0, 0.0), ("a", "vote")), ((0.3, 0.3, 0.9), ("b", "vote")),
+    ((None, None, None), None), ((0.0, 0.0, 0.0), None)])
+def test_the_winner_is_what_a_vote_pays_most(scores, truth):
+    sample = scripted.asked(answer="gold")
+    rollouts = scripted.collect(Independent(n=3), lambda request, i: "aab"[i], sample)[0]
+    verdicts = tuple(Verdict(score=score, rationale=text, parts={"vote_share": 2 / 3})
+                     for score, text in zip(scores, "aab", strict=True))
+    group = Group(sample=sample, rollouts=tuple(rollouts), verdicts=verdicts)
+    assert truth_of(group, frozenset()) == truth
+    assert truth_of(group, frozenset({sample.id})) == ("gold", "gold")
+
+
+# -- several steps -------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("steps", "expected"), [("all", (0, 1, 2)), ("1-2", (1, 2)), ("1", (1,)),
+                                                 (None, (2,))])
+def test_several_steps_make_one_set_of_files(runs, tmp_path, steps, expected):
+    folder = runs.home / "three"
+    if not folder.exists():
+        loop = Loop(name="three", sampler=Independent(n=6, max_new_tokens=2), verifier=exact,
+                    learn={"solver": Learn(organizer=Chain(maker=BestWorst(gap=0.5)), loss=DPO(),
+                                           optim=toyland.FAST)},
+                    gate=None, iterations=1, steps=3, samples=4)
+        run(loop, toyland.samples(runs.home / "data", 12), ToyEngine(("yes", "no")), folder)
+    there = RunFolder(folder)
+    pairs = [s for step in expected for s in there.signals(step, "solver")]
+    made = export_data(folder, tmp_path / "out", "trl", step=steps)
+    assert made.steps == expected and made.step == expected[-1]
+    assert made.rows + made.left_out.get("repeated rows", 0) == len(pairs) > 0
+    assert len(table(tmp_path / "out")) == made.rows
+    whole = export_data(folder, tmp_path / "whole", "datasets", step=steps)
+    assert read_signals(tmp_path / "whole" / "train.parquet") == pairs and whole.rows == len(pairs)
+    assert json.loads((tmp_path / "out" / "export.json").read_text())["steps"] == list(expected)
+    for other in ("2-", "some", "-1"):
+        with pytest.raises(SelfloopError, match="a number, a range such as 2-5, or all"):
+            export_data(folder, tmp_path / "other", "trl", step=other)
 
 
 # -- what cannot be carried ----------------------------------------------------------------------
@@ -288,6 +458,38 @@ def test_the_command_line_exports_every_format(runs, tmp_path):
 
 
 # -- TRL trains on it ----------------------------------------------------------------------------
+
+@pytest.mark.slow
+def test_trl_draws_and_rewards_answers_to_exported_questions(runs, tmp_path):
+    """GRPOTrainer takes a step on the grpo rows: the reward is handed `solution`, row by row."""
+    trl = pytest.importorskip("trl")
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    hf_models.llava(tmp_path / "model")
+    export_data(runs["grpo"].path, tmp_path / "out", "trl")
+    handed: list[tuple[str, str]] = []
+
+    def reward(completions, solution, truth_from, **_) -> list[float]:
+        handed.extend(zip(solution, truth_from, strict=True))
+        texts = [c[0]["content"] for c in completions]
+        return [float(len(text) % 3) + 0.1 * i for i, text in enumerate(texts)]
+
+    settings = trl.GRPOConfig(
+        output_dir=str(tmp_path / "trained"), max_steps=1, report_to=[], num_generations=2,
+        per_device_train_batch_size=2, learning_rate=0.1, use_cpu=True, bf16=False, beta=0.0,
+        gradient_checkpointing=False, save_strategy="no", max_completion_length=4)
+    processor = AutoProcessor.from_pretrained(tmp_path / "model")
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "model")
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    made = trl.GRPOTrainer(model=model, args=settings, reward_funcs=reward,
+                           train_dataset=table(tmp_path / "out"), processing_class=processor)
+    done = made.train()
+    assert done.global_step == 1 and torch.isfinite(torch.tensor(done.training_loss))
+    assert {solution for solution, _ in handed} <= {"yes", "no"} and handed
+    assert {source for _, source in handed} == {"gold"}
+    assert any(not torch.equal(p, before[n]) for n, p in made.model.named_parameters())
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sft", "dpo", "kto"])

@@ -38,7 +38,7 @@ LAYERS: list[tuple[str, ...]] = [
      "selfloop.config", "selfloop.config_sections",
      "selfloop.probed",
      "selfloop.probing", "selfloop.choosing", "selfloop.costs", "selfloop.planning",
-     "selfloop.judging_costs",
+     "selfloop.judging_costs", "selfloop.step_memory",
      "selfloop.checking", "selfloop.auditing", "selfloop.progress", "selfloop.sinks",
      "selfloop.serving"),
     ("selfloop.demo", "selfloop.proving", "selfloop.own_proof", "selfloop.label_study",

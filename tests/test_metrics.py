@@ -17,7 +17,14 @@ from selfloop.evaluate.answers import Answer, expected_calibration_error, maj_at
 from selfloop.evaluate.benchmark import added
 from selfloop.evaluate.benchmarks import benchmark
 from selfloop.evaluate.boxes import Boxes, giou, iou, mean_average_precision
-from selfloop.evaluate.calibration import auroc, brier, reliability
+from selfloop.evaluate.calibration import (
+    auroc,
+    between_shares,
+    brier,
+    not_counted,
+    reliability,
+    vote_precision,
+)
 from selfloop.evaluate.ratios import benjamini_hochberg, ratio_bootstrap, ratio_p_value
 from selfloop.evaluate.scoring import figures
 from selfloop.evaluate.statistics import holm, mcnemar, permutation, wilson
@@ -158,6 +165,33 @@ def test_calibration_at_its_ends():
                  lambda: auroc([math.nan], [True]), lambda: reliability([0.5], [True], bins=0)):
         with pytest.raises(SelfloopError):
             call()
+
+
+def voted(sample: str, said: str, gold: str, judged: bool = True, **more) -> list[Answer]:
+    """Draws of one question, a letter each; "-" could not be read."""
+    return [Answer(sample=sample, cluster=sample, parsed=None if t == "-" else t, draw=i,
+                   right=(t == gold) if judged else None, **more) for i, t in enumerate(said)]
+
+
+def test_pseudo_label_precision_by_hand():
+    answers = [
+        *voted("a", "xxxx", "x"), *voted("b", "yyyy", "x"),      # share 1, one of two right
+        *voted("c", "xxyz", "x"), *voted("d", "xx--", "x"),      # share 1/2, both right
+        *voted("e", "xxyy", "x"),                                # tied: no label
+        *voted("f", "----", "x"),                                # nothing to vote on
+        *voted("g", "xxxy", "x", judged=False),                  # nobody knows
+        *voted("h", "x", "x"),                                   # drawn once: no vote
+        *voted("a", "yyyy", "x", seed=1),                        # another seed votes apart
+    ]
+    found = vote_precision(answers)
+    assert [(p.above, p.upto, p.count, p.confidence, p.accuracy) for p in found.bins] \
+        == [(0.4, 0.5, 2, 0.5, 1.0), (0.9, 1.0, 3, 1.0, pytest.approx(1 / 3))]
+    assert [(p.low, p.high) for p in found.bins] == [wilson(2, 2), wilson(1, 3)]
+    assert (found.ties, found.silent, found.unjudged, found.questions) == (1, 1, 1, 5)
+    assert between_shares(found.bins[0]) == "40 to 50"
+    assert not_counted(found) == "1 tied, 1 without a readable answer, 1 without a verdict"
+    assert vote_precision(voted("h", "x", "x")) is None
+    assert vote_precision(voted("e", "xy", "x")).bins == ()
 
 
 # -- tests and intervals ------------------------------------------------------------------------

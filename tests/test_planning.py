@@ -11,17 +11,19 @@ from typer.testing import CliRunner
 
 from clidata import with_splits
 from hf_models import FAMILIES, asked, open_picture
-from selfloop import costs, floor, machines
+from selfloop import costs, floor, machines, step_memory
 from selfloop.cli import main
 from selfloop.config import load_config
 from selfloop.floor import Machine, Shape, Work
 from selfloop.methods import build_loop
+from selfloop.organize.signals import GroupAdvantage
 from selfloop.planning import plan, probed_machine, shape_of
 from selfloop.report.facts import gather
 from selfloop.report.floors import achieved, told
 from selfloop.report.page import write_report
 from selfloop.roles import SelfloopError
-from selfloop.types import Sample
+from selfloop.store import RunFolder
+from selfloop.types import Group, Media, Message, Part, Rollout, Sample, Turn, Verdict
 from test_probing import MACHINE, made
 
 SMALL = Shape(10, bytes=2, layers=2, query=4, kv=3, head=1)
@@ -326,6 +328,74 @@ def test_memory_grows_with_what_is_run_and_not_with_copies_of_the_prompt():
     again = costs.memory(n, replace(shape, recompute=True), 32768, 8)
     assert again["activations"] < held["activations"] / 3
     assert costs.memory(n, Shape(10), 32768, 8) == {}
+
+
+# -- one step's answers in memory ------------------------------------------------------------------
+
+def judged_groups(n: int, answers: int, tokens: int) -> list[Group]:
+    groups = []
+    for i in range(n):
+        medium = Media(sha256=f"{i:064x}")
+        sample = Sample(prompt=(Message(role="user", content=(Part(type="image"), Part(
+            text=f"what is {i} ?"))),), media=(medium,))
+        read = tuple(range(1000 + i, 1064 + i))
+        rollouts = tuple(Rollout(
+            id=f"{i}/{j}", sample=sample.id, context=sample.context, output=(Part(text="w" * 99),),
+            sampling={"sampler": "Independent", "temperature": 1.0, "key": f"{i}/{j}"},
+            turns=(Turn(prompt_token_ids=read, media=(medium,), logprobs=tuple(
+                -0.001 * (k + i + j) for k in range(tokens)),
+                token_ids=tuple(range(2000 + i + j, 2000 + i + j + tokens))),))
+            for j in range(answers))
+        groups.append(Group(sample=sample, rollouts=rollouts, verdicts=tuple(
+            Verdict(score=float(j % 2), rationale="w") for j in range(answers))))
+    return groups
+
+
+@pytest.mark.parametrize(("answers", "tokens"), [(8, 25), (2, 25), (8, 200)])
+def test_a_group_takes_about_as_much_memory_as_is_planned(tmp_path, answers, tokens):
+    """Counted as the interpreter hands it out; storing also fills pyarrow's own pool."""
+    import tracemalloc
+
+    few = judged_groups(4, answers, tokens)  # what is imported and cached once does not count
+    RunFolder(tmp_path).put_signals(0, "solver", GroupAdvantage()(groups=few, key="k"))
+    tracemalloc.start()
+    groups = judged_groups(200, answers, tokens)
+    signals = GroupAdvantage()(groups=groups, key="k")
+    held = tracemalloc.get_traced_memory()[0]
+    RunFolder(tmp_path).put_signals(0, "solver", signals)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    planned = 200 * step_memory.group_bytes(answers, 64, tokens)
+    assert held < peak < planned < 2.5 * held, (held / 200, peak / 200, planned / 200)
+
+
+def test_a_step_that_would_fill_the_memory_is_told_with_what_fits(config, monkeypatch):
+    probed = made(machine=FULL)  # 100 train problems
+    config = config.model_copy(update={"method": "grpo", "options": {"n": 8, "samples": 100}})
+    one = step_memory.group_bytes(8, 20, 8)
+    monkeypatch.setattr("selfloop.planning.free_memory", lambda: 150 * one)
+    (note,) = [n for n in plan(config, probed).notes if "at once" in n]
+    assert "its 100 problems with 8 answers" in note and "options.samples=75 would fit" in note
+    fits = config.model_copy(update={"options": {"n": 8, "samples": 75}})
+    assert not [n for n in plan(fits, probed).notes if "at once" in n]
+    assert not [n for n in plan(config, probed, machine="H200").notes if "at once" in n]
+    for free in (200 * one, None):
+        monkeypatch.setattr("selfloop.planning.free_memory", lambda free=free: free)
+        assert not [n for n in plan(config, probed).notes if "at once" in n]
+
+
+def test_free_memory_is_the_machines_or_what_the_control_group_leaves(tmp_path):
+    assert step_memory.free_memory(tmp_path) is None
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:   1000 kB\n")
+    assert step_memory.free_memory(tmp_path) == 1_024_000
+    group = tmp_path / "sys" / "fs" / "cgroup"
+    group.mkdir(parents=True)
+    (group / "memory.current").write_text("500000\n")
+    (group / "memory.max").write_text("max\n")
+    assert step_memory.free_memory(tmp_path) == 1_024_000
+    (group / "memory.max").write_text("800000\n")
+    assert step_memory.free_memory(tmp_path) == 300_000
 
 
 # -- the command line, and after a run -------------------------------------------------------------

@@ -13,6 +13,7 @@ from clidata import with_splits
 from selfloop.checking import check, shortened
 from selfloop.choosing import choose
 from selfloop.collect.guided import STRUCTURES
+from selfloop.commands.before import probe_rows
 from selfloop.config import load_config
 from selfloop.evaluate.answers import Answer
 from selfloop.organize.verify.rules import choice, exact, final_answer, number, yes_no
@@ -87,6 +88,22 @@ def test_figures_by_hand() -> None:
     assert got["vote_share"] == pytest.approx(0.625)
     assert got["calibration_error"] == pytest.approx((0.25 + 0.5) / 2)
     assert (got["zero_variance"], got["truncated"]) == (Share(0, 2), Share(8, 8))
+
+
+def test_the_probe_prints_how_right_its_majorities_are() -> None:
+    draws = [*_answers("draws", "a", ["1", "1", "1", "2"], "1"),
+             *_answers("draws", "b", ["2", "2", "2", "1"], "1"),
+             *_answers("draws", "c", ["1", "1", "2", "2"], "1")]
+    stored = [{k: v for k, v in a.model_dump().items() if k in (
+        "sample", "arm", "draw", "gold", "text", "parsed", "right", "tokens")} for a in draws]
+    probed = made(answers=stored)
+    rows = probe_rows(probed)
+    assert ("vote of 70 to 80 %", str(Share(1, 2)), "of 2 majority answers right") in rows
+    assert ("no vote", "1 tied", "in no row above") in rows
+    told = probed.to_json()["pseudo_labels"]
+    assert told["ties"] == 1 and [b["count"] for b in told["bins"]] == [2]
+    assert Probed.from_json(json.loads(json.dumps(probed.to_json()))) == probed
+    assert probe_rows(made()) and made().to_json()["pseudo_labels"] is None
 
 
 def test_what_a_verifier_can_read() -> None:

@@ -360,7 +360,7 @@ def pairs_of(folder: RunFolder, step: int) -> list[tuple[Pair, Rollout, Rollout]
 
 
 def test_seva_on_the_toy(tmp_path: Path) -> None:
-    folder = toy_run(tmp_path, seva(exact, n=3, max_new_tokens=4, **FAST))
+    folder = toy_run(tmp_path, seva(exact, n=3, temperature=1.0, max_new_tokens=4, **FAST))
     for step in range(2):
         kept = pairs_of(folder, step)
         for _, chosen, rejected in kept:
@@ -373,6 +373,15 @@ def test_seva_on_the_toy(tmp_path: Path) -> None:
         assert all(p.sample not in {g.sample.id for g in equal} for p, _, _ in kept)
         assert len(kept) < sum("negative" in r.sampling for r in whole), "equal pairs are dropped"
         assert all(v.score is None for g in groups for v in g.verdicts), "nothing was judged"
+
+
+def test_seva_draws_both_answers_greedily_by_default(tmp_path: Path) -> None:
+    folder = toy_run(tmp_path, seva(exact, max_new_tokens=4, **FAST))
+    rollouts = [r for g in folder.groups(0) for r in g.rollouts]
+    assert {len(g.rollouts) for g in folder.groups(0)} == {2}
+    assert {r.sampling["decoding"]["temperature"] if "decoding" in r.sampling
+            else r.sampling["temperature"] for r in rollouts} == {0.0}
+    assert {"negative" in r.sampling for r in rollouts} == {True, False}
 
 
 def test_stic_on_the_toy(tmp_path: Path) -> None:

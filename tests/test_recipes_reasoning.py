@@ -85,6 +85,23 @@ def test_r3v_imitates_mends_and_chooses_from_the_seed(tmp_path):
     assert loop.learn["solver"].optim.start == "seed"
 
 
+def test_r3v_gives_gold_rows_of_pooled_problems_and_its_pool_holds_no_gold(tmp_path):
+    """With half of the problems a step: the other half is pooled, and supervised all the same."""
+    loop = r3v(first_word, n=3, hard=6, samples=4, max_new_tokens=2, iterations=2, updates=1,
+               lr=1e-6)
+    found = played(loop, tmp_path / "run", tmp_path / "data", toy())
+    first, second = ({g.sample.id: g.sample for g in found.groups(s)} for s in (0, 1))
+    assert not set(first) & set(second)
+    gold = {s.sample: s.branches["target"].text for s in found.signals(1, "solver")
+            if s.why == "gold answer"}
+    assert gold == {i: s.answer for i, s in (first | second).items()}
+    pool = found.manifest(1)["state"]["solver"]["pool"]
+    assert {name for name, _ in pool} == set(gold)
+    assert all(Group.from_json(line).sample.answer is None for _, line in pool)
+    labels = found.manifest(1)["labels"]
+    assert set(labels["full"] + labels["answer_only"]) == set(second), "nothing is counted twice"
+
+
 def test_r3v_draws_more_where_no_answer_was_right(tmp_path):
     loop = r3v(first_word, n=3, hard=6, max_new_tokens=2, iterations=2, updates=1, lr=1e-6)
     found = played(loop, tmp_path / "run", tmp_path / "data", toy())

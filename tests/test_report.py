@@ -16,9 +16,10 @@ from rich.console import Console
 import toyland
 from selfloop.engines.toy import ToyEngine
 from selfloop.evaluate.answers import Answer, read, write
-from selfloop.evaluate.statistics import paired_gain
+from selfloop.evaluate.statistics import paired_gain, wilson
 from selfloop.pictures import Library
 from selfloop.proof import verdict
+from selfloop.recipes.mm_upt import mm_upt
 from selfloop.report.arms import arms
 from selfloop.report.facts import ARMS, gather
 from selfloop.report.figures import axis, small
@@ -204,6 +205,48 @@ def test_plain_run_says_that_there_are_no_arms(plain, tmp_path):
     words = Page(write_report(tmp_path / "run").read_text()).words
     assert "promoted nothing in 2 iterations" in words
     assert "single run without its arms" in words and "Against every arm" not in words
+
+
+def voting(folder: Path, draws: int) -> Path:
+    """A run that votes and reads no label, its dev questions drawn `draws` times."""
+    loop = mm_upt(toyland.exact, n=6, max_new_tokens=2, samples=8, steps=1, iterations=1, lr=0.1)
+    loop = replace(loop, evaluation=replace(loop.evaluation, draws=draws))
+    run(loop, toyland.samples(folder / "data", 8), ToyEngine(("yes", "no")), folder / "run",
+        dev=toyland.samples(folder / "data", 12, first=8),
+        library=Library(folder / "run" / "images"))
+    return folder / "run"
+
+
+def test_precision_of_pseudo_labels_is_shown_by_vote_share(tmp_path):
+    """Counted here again from the stored draws, bin by bin."""
+    folder = voting(tmp_path, draws=4)
+    page = Page(write_report(folder).read_text())
+    assert "How right the majority is" in page.words
+    for where in ("seed", "000"):
+        drawn: dict[str, list[Answer]] = {}
+        for a in read(folder / "iterations" / where / "answers.parquet"):
+            if a.arm == "draws":
+                drawn.setdefault(a.sample, []).append(a)
+        assert len(drawn) == 12
+        bins: dict[float, list[bool]] = {}
+        for group in drawn.values():
+            said = [a.parsed for a in group if a.parsed is not None]
+            top = sorted(set(said), key=said.count)[-2:]
+            if said and (len(top) == 1 or said.count(top[0]) != said.count(top[1])):
+                right = next(a.right for a in group if a.parsed == top[-1])
+                bins.setdefault(said.count(top[-1]) / 4, []).append(right)
+        assert bins
+        for share, rights in bins.items():
+            low, high = (100 * end for end in wilson(sum(rights), len(rights)))
+            told = f"{100 * sum(rights) / len(rights):.1f} % [{low:.1f}, {high:.1f}]"
+            upto = {1.0: "90 to 100", 0.75: "70 to 80", 0.5: "40 to 50", 0.25: "20 to 30"}[share]
+            assert f"{upto}{len(rights)}{told}" in page.words, (where, share, told)
+
+
+def test_a_label_free_run_without_draws_says_that_its_majority_is_not_known(tmp_path, plain):
+    page = Page(write_report(voting(tmp_path, draws=0)).read_text())
+    assert "how often its majority answers are right is not known" in page.words
+    assert "How right the majority is" not in Page(write_report(plain / "run").read_text()).words
 
 
 def test_picture_that_is_gone_leaves_its_reason(plain, tmp_path):

@@ -246,7 +246,8 @@ class Data:
     train: Samples
     dev: Samples | None
     notes: tuple[str, ...] = ()
-    """Training rows that were left out because dev or test know them."""
+    """Training rows that were left out because an evaluation set knows them; what of these sets
+    could not be compared."""
 
 
 def load_data(config: RunConfig) -> Data:
@@ -255,7 +256,7 @@ def load_data(config: RunConfig) -> Data:
     from selfloop.data import load
     from selfloop.organize.refine.clean_data import unknown_to
 
-    for name in ("train", "dev"):
+    for name in ("train", "dev", "test"):
         path = getattr(config.data, name)
         if path is not None and not path.exists():
             raise SelfloopError(f"data.{name}: {path}: no such file: check the path, or make it "
@@ -263,7 +264,8 @@ def load_data(config: RunConfig) -> Data:
     frames = config.data.frames
     train = load(config.data.train, frames=frames)
     dev = load(config.data.dev, frames=frames) if config.data.dev else None
-    found = unknown_to(train, dev, config.data.test, config.data.decontaminate)
+    found = unknown_to(train, dev, config.data.test, config.data.decontaminate,
+                       () if isinstance(config.suites, str) else [s.path for s in config.suites])
     return Data(structured(found.samples, config.prompt),
                 dev if dev is None else structured(dev, config.prompt),
                 tuple(dict.fromkeys((*train.notes, *(dev.notes if dev else ()), *found.notes))))

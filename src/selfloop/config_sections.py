@@ -99,9 +99,10 @@ class DataConfig(ConfigPart):
     check` compares its pictures with the others."""
     frames: int = Field(8, ge=1)
     """Of a video at most so many frames are shown, at even distances."""
-    decontaminate: Literal["exact", "looks", "none"] = "exact"
-    """Leave out training rows that dev or test know: the same question, picture bytes or 13 words
-    (exact), also pictures that look alike (looks, opens every picture), or keep all (none)."""
+    decontaminate: Literal["exact", "looks", "raise", "none"] = "exact"
+    """Leave out training rows that dev, test or a file of `suites` knows: the same question,
+    picture (bytes or pixels) or 13 words (exact), also pictures that look alike (looks); refuse the
+    run, naming them (raise, as exact); or keep all (none)."""
 
 
 class GateConfig(ConfigPart):

@@ -1,7 +1,9 @@
-"""Which pictures look alike: perceptual hashes, and clusters of near duplicates."""
+"""Which pictures are the same or look alike: hashes of pixels, perceptual hashes, and clusters of
+near duplicates."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +11,12 @@ import numpy as np
 from PIL import Image
 
 Words = np.ndarray[Any, np.dtype[Any]]
+
+
+def pixel_hash(image: Image.Image) -> str:
+    """Equal for equal pixels, whatever file they come from: SHA-256 of size and RGB bytes."""
+    return hashlib.sha256(f"{image.width}x{image.height}:".encode()
+                          + image.convert("RGB").tobytes()).hexdigest()
 
 
 def perceptual_hash(image: Image.Image) -> int:

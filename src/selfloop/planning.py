@@ -29,6 +29,7 @@ from selfloop.machines import machine_named
 from selfloop.methods import options_of
 from selfloop.probing import Probed, Share, probe, stored
 from selfloop.roles import SelfloopError
+from selfloop.step_memory import crowded, free_memory
 
 TINY = 20e6
 """Parameters below which a model learns at the rates of the embedded one (see demo.py)."""
@@ -131,9 +132,11 @@ def _costed(made: Plan, config: RunConfig, probed: Probed, other: Machine | None
     if shape and not machine:
         uncounted.append("floors (this probe measured no machine: run `selfloop probe` again, or "
                          "give --machine)")
+    tight = None if other else crowded(loop, probed.train, n.draws, n.prompt, n.answer,
+                                       free_memory())
     return replace(
-        made, judges=judges,
-        notes=(*made.notes, *map(str, judges), *over_budget(judges, config)),
+        made, judges=judges, notes=(*made.notes, *map(str, judges), *over_budget(judges, config),
+                                    *([tight] if tight else [])),
         seconds={} if other else expected, tokens=costs.tokens(n), flops=total.flops or 0.0,
         memory=held, stages=stages, saving=n.saving, machine=machine,
         lengths={"prompt": n.prompt, "answer": n.answer, "group": n.group},

@@ -6,13 +6,14 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from selfloop.collect.guided import STRUCTURES
 from selfloop.config import RunConfig
 from selfloop.evaluate.answers import Answer, expected_calibration_error, pass_at_k
+from selfloop.evaluate.calibration import VotePrecision, vote_precision
 from selfloop.evaluate.statistics import wilson
 from selfloop.organize.verify.rules import as_number
 from selfloop.roles import Verifier, name_of
@@ -91,10 +92,18 @@ class Probed:
         return max(self.structures, key=lambda name: (self.structures[name].k,
                                                       name == AS_GIVEN))
 
+    @property
+    def pseudo_labels(self) -> VotePrecision | None:
+        """How often the draws' majority is right, by its share; None without stored draws."""
+        return vote_precision(Answer(cluster="", **row) for row in self.answers
+                              if row["arm"] == "draws")
+
     def to_json(self) -> dict[str, Any]:
         """Plain data; every share with its interval."""
         found: dict[str, Any] = {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
-        return {**found, "best_structure": self.best_structure}
+        precision = self.pseudo_labels
+        return {**found, "best_structure": self.best_structure,
+                "pseudo_labels": None if precision is None else asdict(precision)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Probed:

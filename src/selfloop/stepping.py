@@ -153,7 +153,8 @@ def _organize(run: Run, step: int, groups: list[Group], shards: list[list[str]],
     for role, how in loop.learn.items():
         signals, state[role], more = call_by_name(
             how.organizer, groups=stripped, state=states.get(role, {}),
-            key=f"{loop.seed}/{step}/organize/{role}", **_gold(how.organizer, groups))
+            key=f"{loop.seed}/{step}/organize/{role}",
+            **_gold(how.organizer, _with_pooled(run, groups, states.get(role, {}))))
         guidance |= more
         counts[f"signals_{role}"] = len(signals)
         run.folder.put_signals(step, role, signals)
@@ -182,13 +183,22 @@ def _stripped(groups: Sequence[Group]) -> list[Group]:
     return [g.model_copy(update={"sample": g.sample.unlabelled()}) for g in groups]
 
 
-def _gold(organizer: Any, groups: Sequence[Group]) -> dict[str, dict[str, Any]]:
+def _with_pooled(run: Run, groups: Sequence[Group], state: Mapping[str, Any]) -> list[Sample]:
+    """The step's samples, and those of earlier steps that an organizer's pool passes on again:
+    their gold values were read, and counted, when they were drawn. The pool itself holds none."""
+    own, pool = [g.sample for g in groups], state.get("pool")
+    pooled = {e[0] for e in pool if isinstance(e, list) and e and isinstance(e[0], str)} \
+        - {s.id for s in own} if isinstance(pool, list) else set()
+    return own + ([s for s in run.samples if s.id in pooled] if pooled else [])
+
+
+def _gold(organizer: Any, samples: Sequence[Sample]) -> dict[str, dict[str, Any]]:
     declared = reads(organizer)
     offered: dict[str, dict[str, Any]] = {}
     if "answers" in declared:
-        offered["answers"] = {g.sample.id: g.sample.answer for g in groups}
+        offered["answers"] = {s.id: s.answer for s in samples}
     if "rationales" in declared:
-        offered["rationales"] = {g.sample.id: g.sample.rationale for g in groups}
+        offered["rationales"] = {s.id: s.rationale for s in samples}
     return offered
 
 

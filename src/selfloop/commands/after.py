@@ -47,8 +47,8 @@ def export(
     kind: Annotated[str | None, typer.Option(
         "--as", help="With --format: sft, dpo, kto or grpo rows; by default the signals' own.",
     )] = None,
-    step: Annotated[int | None, typer.Option(
-        help="With --format: the step; by default the last.")] = None,
+    step: Annotated[str | None, typer.Option(
+        help="With --format: the step, a range such as 2-5, or all; by default the last.")] = None,
     role: Annotated[str, typer.Option(help="Whose weights or signals.")] = "solver",
     json: AsJson = False,
 ) -> None:
@@ -70,7 +70,7 @@ def export(
     put_json({"folder": str(path)}) if json else say(f"wrote {path}")
 
 
-def _export_data(run: Path, out: Path, form: str, kind: str | None, step: int | None, role: str,
+def _export_data(run: Path, out: Path, form: str, kind: str | None, step: str | None, role: str,
                  json: bool) -> None:
     from selfloop.exporting.writing import export_data
 
@@ -78,8 +78,12 @@ def _export_data(run: Path, out: Path, form: str, kind: str | None, step: int | 
     if json:
         put_json({**dataclasses.asdict(made), "folder": str(made.folder)})
         return
-    say(f"wrote {made.rows} {made.kind} rows of step {made.step} to {made.folder} (how to load "
-        "them: export.json)")
+    which = f"step {made.step}" if len(made.steps) == 1 else \
+        f"steps {made.steps[0]} to {made.step}"
+    say(f"wrote {made.rows} {made.kind} rows of {which} to {made.folder} (how to load them: "
+        "export.json)")
+    for note in made.notes:
+        tell(f"note: {note}")
     for what, rows in made.left_out.items():
         tell(f"note: {made.format} cannot carry {what}: left out of {rows} rows")
 

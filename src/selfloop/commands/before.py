@@ -63,10 +63,26 @@ def probe_rows(probed: Any) -> list[tuple[str, str, str]]:
         ("no image", str(probed.no_image), "right without seeing the picture"),
         ("zero variance", str(probed.zero_variance), "draws all right or all wrong"),
     ]
+    rows[5:5] = _pseudo_labels(probed)
     for name, share in probed.structures.items():
         best = "best prompt" if name == probed.best_structure else ""
         rows.append((f'prompt "{name}"', str(share), best))
     return rows
+
+
+def _pseudo_labels(probed: Any) -> list[tuple[str, str, str]]:
+    """What a label-free run would take for labels: how often it is right, by the vote's share."""
+    from selfloop.evaluate.calibration import between_shares, not_counted
+    from selfloop.probed import Share
+
+    found = probed.pseudo_labels
+    if found is None or not found.bins:
+        return []
+    rows = [(f"vote of {between_shares(part)} %",
+             str(Share(round(part.accuracy * part.count), part.count)),
+             f"of {part.count} majority answers right") for part in found.bins]
+    left = not_counted(found)
+    return rows + ([("no vote", left, "in no row above")] if left else [])
 
 
 def plan(

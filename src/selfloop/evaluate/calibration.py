@@ -1,18 +1,22 @@
 """Whether a model's confidence says how often it is right.
 
 A confidence is a number in [0, 1] beside an answer: a probability, a verifier's score, or the
-share of draws that agree. `answers.expected_calibration_error` belongs here too.
+share of draws that agree. `answers.expected_calibration_error` belongs here too. Where there are no
+labels the most frequent answer of several draws is the label: `vote_precision` says how often it
+is right, by how many of the draws say it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from selfloop.evaluate.answers import Answer
 from selfloop.evaluate.statistics import wilson
 from selfloop.roles import SelfloopError
 
@@ -89,3 +93,68 @@ def reliability(confidence: Sequence[float], right: Sequence[bool], bins: int = 
         found.append(Bin(i / bins, (i + 1) / bins, count, float(sure[own].mean()),
                          good / count, low, high))
     return found
+
+
+# -- pseudo-labels --------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class VotePrecision:
+    """How often a vote's winner is right, by the share of the draws that say it."""
+
+    bins: tuple[Bin, ...]
+    """`confidence` is the mean vote share, `accuracy` the precision of the winners as labels."""
+    ties: int
+    """Questions whose lead is shared by several answers: no pseudo-label, in no bin."""
+    silent: int
+    """Questions to which no draw gave an answer that could be read: none either."""
+    unjudged: int
+    """Questions without a verdict on the winner (no gold answer, or the metric abstained)."""
+
+    @property
+    def questions(self) -> int:
+        """Those in the bins."""
+        return sum(part.count for part in self.bins)
+
+
+def vote_precision(answers: Iterable[Answer], bins: int = 10) -> VotePrecision | None:
+    """Pseudo-label precision per vote-share bin, of questions that were drawn at least twice.
+
+    The vote share is that of the answer read most often among all draws of its question, unread
+    ones included, as MajorityVote counts (organize/verify/vote.py). Wilson's intervals take
+    questions as independent. Arms and seeds vote apart. None when nothing was drawn twice.
+    """
+    drawn: dict[tuple[str, int, str], list[Answer]] = {}
+    for one in answers:
+        drawn.setdefault((one.arm, one.seed, one.sample), []).append(one)
+    several = [group for group in drawn.values() if len(group) > 1]
+    if not several:
+        return None
+    left: Counter[str] = Counter()
+    shares: list[float] = []
+    right: list[bool] = []
+    for group in several:
+        counts = Counter(a.parsed for a in group if a.parsed is not None).most_common(2)
+        if not counts or (len(counts) == 2 and counts[0][1] == counts[1][1]):
+            left["ties" if counts else "silent"] += 1
+            continue
+        winner, count = counts[0]
+        told = next((a.right for a in group if a.parsed == winner and a.right is not None), None)
+        if told is None:
+            left["unjudged"] += 1
+            continue
+        shares.append(count / len(group))
+        right.append(told)
+    found = tuple(reliability(shares, right, bins)) if shares else ()
+    return VotePrecision(found, left["ties"], left["silent"], left["unjudged"])
+
+
+def between_shares(part: Bin) -> str:
+    """A bin's edges as percentages, "50 to 60"; the lower edge itself belongs to the bin below."""
+    return f"{100 * part.above:.0f} to {100 * part.upto:.0f}"
+
+
+def not_counted(found: VotePrecision) -> str:
+    """What is in no bin, in words; "" when all questions are in one."""
+    told = {"tied": found.ties, "without a readable answer": found.silent,
+            "without a verdict": found.unjudged}
+    return ", ".join(f"{count:,} {what}" for what, count in told.items() if count)

@@ -7,13 +7,14 @@ a row holds the answer's text, found again by the signal's lineage.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from selfloop.exporting.truths import truth_of
 from selfloop.roles import SelfloopError
 from selfloop.store import RunFolder
-from selfloop.types import AnySignal, Branch, Context, Group, Sample
+from selfloop.types import AnySignal, Branch, Context, Group
 
 Kind = Literal["sft", "dpo", "kto", "grpo"]
 KINDS: tuple[Kind, ...] = ("sft", "dpo", "kto", "grpo")
@@ -38,6 +39,8 @@ class Row:
     """kto: whether the answer is desirable."""
     truth: Any = None
     """grpo: what a reward compares an answer with."""
+    truth_from: str = ""
+    """grpo: gold, vote or pseudo-label."""
 
     @property
     def says(self) -> tuple[str, ...]:
@@ -54,6 +57,8 @@ class Found:
     rows: list[Row]
     left_out: Counter[str] = field(default_factory=Counter)
     """Weights, margins, repeated rows: how many rows lost each."""
+    notes: list[str] = field(default_factory=list)
+    """What else a reader of the rows should know, in words."""
 
 
 class Texts:
@@ -84,46 +89,51 @@ class Texts:
         return self._known[tokens]
 
 
-def rows_of(run: RunFolder, step: int, role: str, kind: Kind | None) -> Found:
-    """What `role` learned at `step`, as rows of `kind` (by default that of its signals).
+def rows_of(run: RunFolder, steps: Sequence[int], role: str, kind: Kind | None) -> Found:
+    """What `role` learned in `steps`, as rows of `kind` (by default that of the signals).
 
-    "kto" and "grpo" are made of the judged groups, "sft" and "dpo" of the signals. Raises
+    "sft" and "dpo" are made of the signals, "kto" and "grpo" of those judged groups that the
+    signals name: what the organizer threw away, another trainer must not see either. Raises
     SelfloopError for signals that no row can carry, naming the sample and the mend.
     """
-    signals = run.signals(step, role)
-    kind = kind or _kind_of(signals, run, step)
+    kind = kind or _kind_of(run, steps, role)
+    found = Found(kind, [])
     if kind in ("kto", "grpo"):
-        groups = run.groups(step)
-        return Found(kind, list((_judged if kind == "kto" else _asked)(groups, role)))
-    wanted = "demonstration" if kind == "sft" else "pair"
-    found, texts = Found(kind, []), Texts(run, step)
+        (_judged if kind == "kto" else _asked)(run, steps, role, found)
+        return found
+    wanted, texts = "demonstration" if kind == "sft" else "pair", Texts(run, max(steps))
     seen: set[tuple[str, ...]] = set()
-    for signal in signals:
-        if signal.kind != wanted:
-            raise SelfloopError(f"step {step} holds signals of the kind {signal.kind}, and {kind} "
-                                f"rows are made of {wanted}s: leave out --as, or use --format "
-                                "datasets, which carries every kind")
-        row = _demonstrated(signal, texts) if kind == "sft" else _preferred(signal, texts)
-        _note_losses(signal, found.left_out)
-        if row.says in seen:
-            found.left_out["repeated rows"] += 1
-            continue
-        seen.add(row.says)
-        found.rows.append(row)
+    for step in steps:
+        for signal in run.signals(step, role):
+            if signal.kind != wanted:
+                raise SelfloopError(
+                    f"step {step} holds signals of the kind {signal.kind}, and {kind} rows are "
+                    f"made of {wanted}s: leave out --as, or use --format datasets, which carries "
+                    "every kind")
+            row = _demonstrated(signal, texts) if kind == "sft" else _preferred(signal, texts)
+            _note_losses(signal, found.left_out)
+            if row.says in seen:
+                found.left_out["repeated rows"] += 1
+                continue
+            seen.add(row.says)
+            found.rows.append(row)
     return found
 
 
-def _kind_of(signals: Sequence[AnySignal], run: RunFolder, step: int) -> Kind:
-    kinds = sorted({s.kind for s in signals})
-    if not kinds:
-        raise SelfloopError(f"{run.step(step)}: nothing was learned there (no signals): give "
-                            "another --step, or --as kto for all that was judged")
-    if len(kinds) > 1 or kinds[0] not in MADE_OF:
-        raise SelfloopError(
-            f"{run.step(step)} holds signals of the kind {', '.join(kinds)}, which is no kind of "
-            "row elsewhere: use --format datasets, which carries it, or --as kto or --as grpo, "
-            "which are made of the judged answers")
-    return MADE_OF[kinds[0]]
+def _kind_of(run: RunFolder, steps: Sequence[int], role: str) -> Kind:
+    """That of the first step with signals; a further kind in a later one is refused there."""
+    for step in steps:
+        kinds = sorted({s.kind for s in run.signals(step, role)})
+        if not kinds:
+            continue
+        if len(kinds) > 1 or kinds[0] not in MADE_OF:
+            raise SelfloopError(
+                f"{run.step(step)} holds signals of the kind {', '.join(kinds)}, which is no kind "
+                "of row elsewhere: use --format datasets, which carries it, or --as kto or --as "
+                "grpo, which are made of the judged answers")
+        return MADE_OF[kinds[0]]
+    raise SelfloopError(f"{run.step(steps[-1])}: nothing was learned there (no signals): give "
+                        "another --step")
 
 
 def _note_losses(signal: AnySignal, left_out: Counter[str]) -> None:
@@ -156,27 +166,87 @@ def _only_branches(signal: AnySignal, known: tuple[str, ...]) -> None:
             "again without it (BestWorst(corrupted=''))")
 
 
-def _judged(groups: Iterable[Group], role: str) -> Iterator[Row]:
-    """One row a distinct answer that was judged; what the verifier could not tell is left out."""
-    for group in groups:
-        seen: set[str] = set()
-        for rollout, score in group.scored():
-            if rollout.role == role and rollout.finish_reason == "stop" and len(
-                    rollout.turns) == 1 and rollout.text not in seen:
-                seen.add(rollout.text)
-                yield Row(rollout.context, group.sample.id, rollout.text, good=score >= 0.5)
+# -- rows of judged groups ----------------------------------------------------------------------
+
+def _named(run: RunFolder, step: int, role: str, found: Found
+           ) -> Iterator[tuple[Group, set[str]]]:
+    """The groups that the step's signals name, each with the ids of the rollouts they name.
+
+    A pool may name rollouts of earlier steps. A demonstration names only what is imitated, so all
+    judged answers of its sample count as named.
+    """
+    sought: dict[str, set[str]] = {}
+    whole: set[str] = set()
+    for signal in run.signals(step, role):
+        sought.setdefault(signal.sample, set()).update(signal.rollouts)
+        if signal.kind == "demonstration" or not signal.rollouts:
+            whole.add(signal.sample)
+    unseen = {sample: set(rollouts) for sample, rollouts in sought.items()}
+    unnamed = 0
+    for earlier in range(step, -1, -1):
+        if not unseen:
+            break
+        for group in run.groups(earlier):
+            own = {r.id for r in group.rollouts}
+            if group.sample.id not in unseen:
+                unnamed += earlier == step and group.sample.id not in sought
+                continue
+            named = own if group.sample.id in whole else own & sought[group.sample.id]
+            unseen[group.sample.id] -= own
+            if not unseen[group.sample.id]:
+                del unseen[group.sample.id]
+            yield group, named
+    if unnamed:
+        found.notes.append(f"step {step}: no signal names {unnamed} of its questions, which the "
+                           "organizer threw away or learned nothing from: left out")
 
 
-def _asked(groups: Iterable[Group], role: str) -> Iterator[Row]:
-    """One row a question. Raises SelfloopError for one without an answer."""
-    seen: set[str] = set()
-    for group in groups:
-        sample: Sample = group.sample
-        if sample.id in seen:
-            continue
-        seen.add(sample.id)
-        if sample.answer is None:
-            raise SelfloopError(f"sample {sample.id} has no answer, and the reward of grpo rows "
-                                "compares with one: label it, or export --as kto, which is made "
-                                "of the verifier's scores")
-        yield Row(sample.context, sample.id, truth=sample.answer)
+def _read(run: RunFolder, step: int) -> frozenset[str]:
+    """Ids of the samples whose gold values the run had read by then."""
+    manifests = [run.manifest(s) or {} for s in range(step + 1)]
+    return frozenset(id for m in manifests for ids in m.get("labels", {}).values() for id in ids)
+
+
+def _judged(run: RunFolder, steps: Sequence[int], role: str, found: Found) -> None:
+    """One row a distinct answer that was judged; what the verifier could not tell is left out.
+
+    Where two steps judged one answer, the later judgement counts.
+    """
+    rows: dict[tuple[str, str], Row] = {}
+    for step in steps:
+        seen: set[tuple[str, str]] = set()
+        for group, named in _named(run, step, role, found):
+            for rollout, score in group.scored():
+                says = (group.sample.id, rollout.text)
+                if rollout.id in named and rollout.role == role and says not in seen \
+                        and rollout.finish_reason == "stop" and len(rollout.turns) == 1:
+                    seen.add(says)
+                    rows[says] = Row(rollout.context, group.sample.id, rollout.text,
+                                     good=score >= 0.5)
+    found.rows += rows.values()
+
+
+def _asked(run: RunFolder, steps: Sequence[int], role: str, found: Found) -> None:
+    """One row a question; where two steps' votes differ, the later one counts."""
+    rows: dict[str, Row] = {}
+    undecided: set[str] = set()
+    for step in steps:
+        seen, read = set[str](), _read(run, step)
+        for group, _ in _named(run, step, role, found):
+            sample = group.sample
+            if sample.id in seen:
+                continue
+            seen.add(sample.id)
+            truth = truth_of(group, read)
+            if truth is None:
+                undecided.add(sample.id)
+            else:
+                rows[sample.id] = Row(sample.context, sample.id, truth=truth[0],
+                                      truth_from=truth[1])
+    found.rows += rows.values()
+    sources = Counter(row.truth_from for row in found.rows)
+    if set(sources) - {"gold"}:
+        found.notes.append("the truth of these rows is no label: " + ", ".join(
+            f"{n} {source}" for source, n in sorted(sources.items())))
+    if left := undecided - set(rows):
+        found.notes.append(f"the vote on {len(left)} questions decided nothing: left out")

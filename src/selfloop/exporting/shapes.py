@@ -48,7 +48,7 @@ def as_text(truth: Any) -> str:
 # -- TRL ----------------------------------------------------------------------------------------
 
 def trl(row: Row, kind: Kind, picture: Picture) -> Columns:
-    """prompt, completion | chosen, rejected | completion, label | solution; images."""
+    """prompt, completion | chosen, rejected | completion, label | solution, truth_from; images."""
     _same_question(row, "TRL")
     columns: Columns = {
         "prompt": [{"role": m.role, "content": parts_of(m)} for m in row.context.prompt],
@@ -56,7 +56,7 @@ def trl(row: Row, kind: Kind, picture: Picture) -> Columns:
     if kind == "dpo":
         return {**columns, "chosen": _said(row.answer or ""), "rejected": _said(row.rejected or "")}
     if kind == "grpo":
-        return {**columns, "solution": as_text(row.truth)}
+        return {**columns, "solution": as_text(row.truth), "truth_from": row.truth_from}
     columns["completion"] = _said(row.answer or "")
     return {**columns, "label": row.good} if kind == "kto" else columns
 
@@ -73,11 +73,12 @@ def _same_question(row: Row, name: str) -> None:
 
 def ms_swift(row: Row, kind: Kind, picture: Picture) -> Columns:
     """messages, images; rejected_response (or rejected_messages, rejected_images), label,
-    solution."""
+    solution and truth_from."""
     asked = _texts(row.context, row.sample)
     images = [picture(m) for m in row.context.media]
     if kind == "grpo":
-        return {"messages": asked, "images": images, "solution": as_text(row.truth)}
+        return {"messages": asked, "images": images, "solution": as_text(row.truth),
+                "truth_from": row.truth_from}
     columns: Columns = {"messages": _answered(asked, row.answer), "images": images}
     if kind == "kto":
         columns["label"] = row.good
@@ -153,4 +154,5 @@ def verl(row: Row, kind: Kind, picture: Picture) -> Columns:
         return {"messages": _answered(asked, row.answer), "images": images}
     return {"data_source": "selfloop", "prompt": asked, "images": images, "ability": "vqa",
             "reward_model": {"style": "rule", "ground_truth": as_text(row.truth)},
-            "extra_info": {"split": "train", "sample": row.sample}}
+            "extra_info": {"split": "train", "sample": row.sample,
+                           "truth_from": row.truth_from}}

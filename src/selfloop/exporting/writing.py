@@ -42,18 +42,24 @@ class Exported:
     """sft, dpo, kto, grpo; "signals" for --format datasets."""
     rows: int
     step: int
+    """The last of `steps`."""
+    steps: tuple[int, ...]
     left_out: dict[str, int]
     """What the format cannot carry, and how many rows lost it."""
+    notes: tuple[str, ...] = ()
+    """Questions that were left out, and where the truth of grpo rows comes from."""
 
 
 def export_data(folder: str | Path, out: str | Path, form: str, *, kind: str | None = None,
-                step: int | None = None, role: str = "solver") -> Exported:
-    """Write what `role` learned at `step` (by default the last finished one) in `form`.
+                step: int | str | None = None, role: str = "solver") -> Exported:
+    """Write what `role` learned at `step` in `form`: a number, "all" or a range such as "2-5"; by
+    default the last finished one. Several steps make one set of files.
 
     `kind` is that of the signals unless named: demonstrations are sft rows, pairs dpo, and for
-    advantages grpo rows, the questions with their gold answers; kto rows are all judged answers.
-    `out` appears whole or not at all. Raises SelfloopError for an unknown format, step or role,
-    for a folder that is not empty, and for signals that the format cannot carry.
+    advantages grpo rows, the questions with what their reward compared with (truths.py); kto rows
+    are judged answers. Both hold only what the signals name. `out` appears whole or not at all.
+    Raises SelfloopError for an unknown format, step or role, for a folder that is not empty, and
+    for signals that the format cannot carry.
     """
     out = Path(out)
     if form not in FORMATS:
@@ -69,35 +75,47 @@ def export_data(folder: str | Path, out: str | Path, form: str, *, kind: str | N
         raise SelfloopError(f"--format {form} needs the package datasets: "
                             "pip install 'selfloop[datasets]'")
     run = gather(folder).run  # also of a proof folder
-    step = _step(run, step)
-    _must_learn(run, step, role)
+    steps = chosen_steps(run, step)
+    for one in steps:
+        _must_learn(run, one, role)
     files = PictureFiles(Library(run.images))
     if form == "datasets":
-        signals = run.signals(step, role)
-        made = Exported(out, form, "signals", len(signals), step, {})
-        put_folder(out.absolute(), lambda aside: _finish(
-            aside, made, lambda: _parquet(aside, signal_rows(signals, files), signal_features())))
+        count = sum(len(run.signals(one, role)) for one in steps)
+        made = Exported(out, form, "signals", count, steps[-1], steps, {})
+        put_folder(out.absolute(), lambda aside: _finish(aside, made, lambda: _parquet(
+            aside, signal_rows((s for one in steps for s in run.signals(one, role)), files),
+            signal_features())))
         return made
-    found = rows_of(run, step, role, kind)
+    found = rows_of(run, steps, role, kind)
     if not found.rows:
-        raise SelfloopError(f"{run.step(step)}: there is nothing to write as {found.kind} rows: "
-                            "give another --step or --as")
-    made = Exported(out, form, found.kind, len(found.rows), step, dict(found.left_out))
+        raise SelfloopError(f"{run.step(steps[-1])}: there is nothing to write as {found.kind} "
+                            f"rows{''.join(f' ({note})' for note in found.notes)}: give another "
+                            "--step or --as")
+    made = Exported(out, form, found.kind, len(found.rows), steps[-1], steps,
+                    dict(found.left_out), tuple(found.notes))
     put_folder(out.absolute(), lambda aside: _finish(
         aside, made, lambda: _rows(aside, form, found, files)))
     return made
 
 
-def _step(run: RunFolder, step: int | None) -> int:
+def chosen_steps(run: RunFolder, step: int | str | None) -> tuple[int, ...]:
+    """The finished steps that `step` names, ascending. Raises SelfloopError for none."""
     there = sorted(int(p.name) for p in (run.path / "steps").glob("[0-9]*")
                    if run.manifest(int(p.name)) is not None)
-    if step is None and there:
-        return there[-1]
-    if step is None or step not in there:
+    if step is None:
+        chosen = there[-1:]
+    elif step == "all":
+        chosen = there
+    else:
+        first, dash, last = str(step).partition("-")
+        if not first.isdecimal() or not (last.isdecimal() if dash else not last):
+            raise SelfloopError(f"step {step!r}: expected a number, a range such as 2-5, or all")
+        chosen = [s for s in there if int(first) <= s <= int(last or first)]
+    if not chosen:
         held = f"{there[0]} to {there[-1]}" if there else "none"
         raise SelfloopError(f"{run.path} has no finished step"
-                            f"{'' if step is None else f' {step}'}: there are {held}")
-    return step
+                            f"{'' if step in (None, 'all') else f' {step}'}: there are {held}")
+    return tuple(chosen)
 
 
 def _must_learn(run: RunFolder, step: int, role: str) -> None:
@@ -115,7 +133,8 @@ def _finish(folder: Path, made: Exported, write: Any) -> None:
                                    command=_COMMANDS.get(made.kind, ""))
     put_json(folder / "export.json", {
         "format": made.format, "kind": made.kind, "rows": made.rows, "step": made.step,
-        "left_out": made.left_out, "use": use})
+        "steps": list(made.steps), "left_out": made.left_out, "notes": list(made.notes),
+        "use": use})
 
 
 def _rows(folder: Path, form: str, found: Found, files: PictureFiles) -> None:
@@ -157,10 +176,12 @@ def _features(form: str, kind: Kind, pictured: bool) -> Any:
         return Features({
             "data_source": text, "prompt": marked, **columns, "ability": text,
             "reward_model": {"style": text, "ground_truth": text},
-            "extra_info": {"split": text, "index": Value("int64"), "sample": text}})
+            "extra_info": {"split": text, "index": Value("int64"), "sample": text,
+                           "truth_from": text}})
     more: dict[str, dict[str, Any]] = {
         "sft": {"completion": typed}, "dpo": {"chosen": typed, "rejected": typed},
-        "kto": {"completion": typed, "label": Value("bool")}, "grpo": {"solution": text}}
+        "kto": {"completion": typed, "label": Value("bool")},
+        "grpo": {"solution": text, "truth_from": text}}
     return Features({"prompt": typed, **columns, **more[kind]})
 
 

@@ -5,7 +5,7 @@ CSR: Zhou et al., arXiv 2405.14622; constants of its released code.
 each scored by the model's likelihood (1 - `weight`) and a dual encoder's view of that sentence and
 the picture; best path preferred to worst; DPO against the weights that drew them; three rounds; no
 label. **Differs**: scores are mixed as in the paper (`ranks=True`: ranks, as in the code); broken
-text is dropped as whole paths.
+text is dropped as whole paths, by SENA's limits besides CSR's; "!" and "?" end a sentence too.
 """
 from selfloop.collect.beams import SentenceTree
 from selfloop.loop import Evaluation, Learn, Loop

@@ -2,9 +2,9 @@
 
 **Same**: GRPO on groups of 10 at temperature .7; an answer earns 1 if it is its group's most
 frequent one; k3 KL. Questions are the data's own, or the model's own: about the pictures alone
-("direct") or to differ from the data's question ("in-context").
-**Differs**: no missing answer wins; text is compared; mean over tokens; own questions are answered
-in the next step; the in-context example has no answer; `checks` and `steer` are ours, and off.
+("direct") or to differ from the data's ("in-context"). **Differs**: no missing answer wins;
+text is compared; mean over tokens; own questions are answered in the next step; the example has no
+answer; 45 updates of 512 problems, not 15 episodes in batches of 128; `checks`, `steer` (off).
 """
 from selfloop.collect.propose import PROPOSE, AskOrAnswer, Propose
 from selfloop.collect.steered import plain_or_steered

@@ -4,8 +4,8 @@
 (self-refine), three are shown to choose from (self-select); answers of all earlier iterations are
 pooled; every iteration trains the seed's weights anew, also on the bare gold answers.
 **Differs**: no first round on written chains; the right chain drawn most often is imitated, not
-the latest; problems never solved get `hard` draws, all are hotter by `gain` (0) while groups are
-all right; the three losses have weights; greedy at test.
+the latest; what is mended, and to what, and what is chosen from are drawn by lot; problems never
+solved get `hard` draws, all are hotter by `gain` (0) while groups are all right; weighted losses.
 """
 from selfloop.collect.steered import Steered
 from selfloop.loop import Evaluation, Learn, Loop

@@ -1,7 +1,7 @@
 """Preference pairs from a noisy picture, without any judge.
 
 SeVa: Zhu et al., arXiv 2404.10501; noise schedule and step as in its released code.
-**Same**: the answer to the clean picture is preferred to the answer to the picture at diffusion
+**Same**: the greedy answer to the clean picture is preferred to that to the picture at diffusion
 step 500 of 1,000; pairs of equal texts are dropped; DPO with beta .1; one round; reads no label.
 **Differs**: noise is put on pixels before the processor, not on its output; the learning rate is
 for LoRA of modest rank; other image-side causes of `collect.negatives` can be named instead.
@@ -17,11 +17,12 @@ from selfloop.roles import Optim, Sampling, Verifier
 
 
 def seva(metric: Verifier, *, causes: tuple[str, ...] = ("diffusion",), severity: float = 0.5,
-         n: int = 1, temperature: float = 1.0, max_new_tokens: int = 256,
+         n: int = 1, temperature: float = 0.0, max_new_tokens: int = 256,
          samples: int | None = None, iterations: int = 1, updates: int | None = None,
          epochs: int = 1, batch: int = 64, lr: float = 2e-6, beta: float = 0.1,
          seed: int = 0) -> Loop:
-    """`metric` judges dev; nothing judges what is drawn. severity .5 is step 500."""
+    """`metric` judges dev; nothing judges what is drawn. severity .5 is step 500; n > 1 draws
+    differ only with a `temperature`."""
     return Loop(
         name="seva",
         sampler=Negatives(causes=causes, severity=severity, n=n, temperature=temperature,

@@ -14,6 +14,7 @@ from selfloop.pictures import write_whole
 from selfloop.report import arms, gallery, sections
 from selfloop.report.audited import audited
 from selfloop.report.facts import Findings, gather
+from selfloop.report.votes import pseudo_labels
 from selfloop.report.words import decision
 from selfloop.types import Sample
 
@@ -58,7 +59,8 @@ def _view(found: Findings, dev: Sequence[Sample]) -> dict[str, Any]:
         "sentence": decision(found), "words": arms.claim(found),
         "headline": sections.headline(found),
         "arms": arms.arms(found), "progress": sections.progress(found),
-        "steps": sections.steps(found), "decisions": sections.decisions(found),
+        "votes": pseudo_labels(found), "steps": sections.steps(found),
+        "decisions": sections.decisions(found),
         "final": found.final, "promoted": found.promoted, "iterations": found.iterations,
         "cost": sections.cost(found), "floors": sections.floors(found),
         "flow": sections.flow(found), "audited": audited(found),

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from selfloop.data import Samples, load
-from selfloop.organize.refine.decontaminate import SHOWN, leaks, prints_of
+from selfloop.likeness import perceptual_hash, pixel_hash
+from selfloop.organize.refine.decontaminate import SHOWN, See, leaks, prints_of, seen_by
 from selfloop.pictures import Library
 from selfloop.roles import SelfloopError
 from selfloop.types import Media, Sample
+
+How = Literal["exact", "looks", "raise", "none"]
 
 
 @dataclass(frozen=True)
@@ -20,26 +23,29 @@ class Cleaned:
 
     samples: Samples
     notes: tuple[str, ...] = ()
-    """One line an evaluation set that knew some: how many rows, and the first of them."""
+    """One line an evaluation set that knew some: how many rows, and the first of them. Also what
+    could not be compared."""
     dropped: tuple[int, ...] = ()
     """Which rows went, from 0."""
 
 
 def cleaned(samples: Samples, against: Mapping[str, Sequence[Sample]], *,
             on_found: Literal["drop", "raise"] = "drop",
-            open_picture: Callable[[Media], Any] | None = None) -> Cleaned:
+            open_picture: Callable[[Media], Any] | None = None, see: See | None = None) -> Cleaned:
     """`samples` without those that a set of `against` (name -> its samples) knows.
 
     Known are: the same question and pictures, a picture of the same bytes, a shared 13-gram of a
-    question without pictures, and with `open_picture` (opens every picture once) a picture that
-    looks alike; see decontaminate.py. Raises SelfloopError naming the count and examples with
-    on_found="raise", and always when nothing would remain.
+    question without pictures, and with `open_picture` (opens every picture) a picture of the same
+    pixels and one that looks alike; `see` says what else is taken of a picture. See
+    decontaminate.py. Raises SelfloopError naming the count and examples with on_found="raise",
+    and always when nothing would remain.
     """
+    see = see or seen_by(open_picture)
     gone: set[int] = set()
     notes: list[str] = []
     for name, held in against.items():
-        prints = prints_of(held, open_picture, name=name)
-        found = leaks(samples, prints, open_picture)
+        prints = prints_of(held, open_picture, name=name, see=see)
+        found = leaks(samples, prints, see=see)
         if not found:
             continue
         shown = "; ".join(f"row {i + 1} (sample {samples[i].id}): {how}" for i, how in
@@ -47,9 +53,12 @@ def cleaned(samples: Samples, against: Mapping[str, Sequence[Sample]], *,
         told = (f"{len(found)} of {len(samples)} training rows are known from the {name} set: "
                 f"{shown}")
         if on_found == "raise" or len(found) == len(samples):
-            raise SelfloopError(f"{told}; take them out of the training data or out of the {name} "
-                                "set (`selfloop init` makes splits that share nothing), or write "
-                                "data.decontaminate: none in run.yaml")
+            more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+            raise SelfloopError(f"{told}{more if on_found == 'raise' else ''}; take them out of "
+                                f"the training data or out of the {name} set (`selfloop init` "
+                                "makes splits that share nothing), or write data.decontaminate: "
+                                f"{'exact, which drops them, or ' if on_found == 'raise' else ''}"
+                                "none in run.yaml")
         notes.append(f"{told}; they are left out")
         gone |= {i for i, _ in found}
     kept = samples if not gone else Samples.of(
@@ -59,16 +68,65 @@ def cleaned(samples: Samples, against: Mapping[str, Sequence[Sample]], *,
     return Cleaned(kept, tuple(notes), tuple(sorted(gone)))
 
 
-def unknown_to(train: Samples, dev: Samples | None, test: Path | None,
-               how: Literal["exact", "looks", "none"]) -> Cleaned:
-    """The stage before every run that run.yaml describes: train without what dev and test know.
+def unknown_to(train: Samples, dev: Samples | None, test: Path | None, how: How,
+               suites: Sequence[Path] = ()) -> Cleaned:
+    """The stage before every run that run.yaml describes: train without what is evaluated on.
 
-    Of the test file only hashes are taken. A sealed one cannot be compared here; `Sealed.open`
-    does it at the end.
+    That is dev, the test file and the files of `suites`, of which only hashes are taken. What
+    cannot be compared is told: rows that cannot be read, and a sealed test, which `Sealed.open`
+    compares at the end.
     """
     if how == "none":
         return Cleaned(train)
-    against = {} if dev is None else {"dev": dev}
-    if test is not None and test.exists() and test.suffix != ".sealed":
-        against["test"] = load(test, on_bad="report")
-    return cleaned(train, against, open_picture=Library().open if how == "looks" else None)
+    against: dict[str, Sequence[Sample]] = {} if dev is None else {"dev": dev}
+    files = {f"suites[{i}] ({path.name})": path for i, path in enumerate(suites)}
+    untold: list[str] = []
+    if test is not None and test.suffix == ".sealed":
+        untold.append(f"the test set {test.name} is sealed, so training rows were not compared "
+                      "with it: its pictures are when it is opened after the run")
+    elif test is not None:
+        files = {"test": test, **files}
+    for name, path in files.items():
+        held = load(path, on_bad="report")
+        against[name] = held
+        if held.problems:
+            more = len(held.problems) - 1
+            untold.append(f"the {name} set was compared without what cannot be read: "
+                          f"{held.problems[0]}" + (f" (and {more} more)" if more else ""))
+    found = cleaned(train, against, see=_Seen(looks=how == "looks"),
+                    on_found="raise" if how == "raise" else "drop")
+    return Cleaned(found.samples, (*found.notes, *untold), found.dropped)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """The pixels of every picture, and its look if asked for: each is opened once a process.
+
+    Without looks, the frames of a video are known by its bytes alone, because decoding it costs
+    seconds; so is a picture that cannot be opened, at which a run that draws it stops.
+    """
+
+    looks: bool
+
+    def __call__(self, medium: Media) -> tuple[str | None, int | None]:
+        at = (medium.identity, self.looks)
+        if at not in _KNOWN:
+            _KNOWN[at] = self._hashes(medium)
+        return _KNOWN[at]
+
+    def _hashes(self, medium: Media) -> tuple[str | None, int | None]:
+        if medium.kind != "image" or ("frame" in medium.meta and not self.looks):
+            return None, None
+        try:
+            picture = _LIBRARY.open(medium)
+        except SelfloopError:
+            if self.looks:
+                raise
+            return None, None
+        return pixel_hash(picture), perceptual_hash(picture) if self.looks else None
+
+
+_LIBRARY = Library(None, keep_pixels=0)
+_KNOWN: dict[tuple[str, bool], tuple[str | None, int | None]] = {}
+"""By what a picture shows (`Media.identity`), so that a plan that reads the data thrice opens the
+pictures once."""

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from selfloop.likeness import perceptual_hash
+from selfloop.likeness import perceptual_hash, pixel_hash
 from selfloop.organize.refine.duplicates import hashes_of
 from selfloop.organize.refine.near import BitIndex, shingles
 from selfloop.roles import SelfloopError
@@ -37,6 +37,8 @@ class EvaluationPrints:
     n: int = 13
     distance: int = 6
     name: str = ""
+    pixels: frozenset[str] = frozenset()
+    """Hashes of the pictures' decoded pixels, which another file may hold too."""
 
     def __repr__(self) -> str:
         return (f"EvaluationPrints({self.name!r}: {len(self.samples)} questions, "
@@ -54,16 +56,17 @@ class EvaluationPrints:
 
     def to_json(self) -> str:
         """One JSON document, equal for equal sets."""
-        sets = {k: sorted(getattr(self, k)) for k in ("samples", "pictures", "looks", "grams")}
+        sets = {k: sorted(getattr(self, k)) for k in (
+            "samples", "pictures", "looks", "grams", "pixels")}
         return json.dumps({**sets, "n": self.n, "distance": self.distance, "name": self.name})
 
     @classmethod
     def from_json(cls, text: str | bytes) -> EvaluationPrints:
         """The inverse of `to_json`. Raises SelfloopError for anything else."""
         try:
-            found = json.loads(text)
-            sets: dict[str, Any] = {k: frozenset(found.pop(k))
-                                    for k in ("samples", "pictures", "looks", "grams")}
+            found = {"pixels": (), **json.loads(text)}  # absent from files of version 0.1
+            sets: dict[str, Any] = {k: frozenset(found.pop(k)) for k in (
+                "samples", "pictures", "looks", "grams", "pixels")}
             return cls(**sets, **found)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise SelfloopError(f"evaluation prints: {error}; write them again with "
@@ -71,42 +74,66 @@ class EvaluationPrints:
 
 
 def prints_of(samples: Iterable[Sample], open_picture: Callable[[Media], Any] | None, *,
-              n: int = 13, distance: int = 6, name: str = "") -> EvaluationPrints:
+              n: int = 13, distance: int = 6, name: str = "",
+              see: See | None = None) -> EvaluationPrints:
     """The prints of every evaluation sample; opens each picture once, or none for None.
 
-    13-grams as in Brown et al. 2020 (arXiv 2005.14165, appendix C); as there, those of more than
-    `COMMON` questions are wording and no evidence. Only questions without pictures leave n-grams:
-    with a picture, a question asked in the same words is no leak.
+    `see` says what is taken of an opened picture, by default its pixels and its look. 13-grams as
+    in Brown et al. 2020 (arXiv 2005.14165, appendix C); as there, those of more than `COMMON`
+    questions are wording and no evidence. Only questions without pictures leave n-grams: with a
+    picture, a question asked in the same words is no leak.
     """
+    see = see or seen_by(open_picture)
     contexts: set[str] = set()
     seen: set[str] = set()
     looks: set[int] = set()
+    pixels: set[str] = set()
     grams: Counter[str] = Counter()
     for sample in samples:
         if sample.context.identity in contexts:
             continue
         contexts.add(sample.context.identity)
         for medium in sample.media:
-            if open_picture and medium.kind == "image" and medium.identity not in seen:
-                looks.add(perceptual_hash(open_picture(medium)))
+            if medium.identity not in seen:
+                pixel, look = see(medium)
+                pixels |= set() if pixel is None else {pixel}
+                looks |= set() if look is None else {look}
             seen |= {medium.identity, medium.sha256}
         if not sample.media:
             grams.update(digest(g) for g in shingles(sample.context.text, n))
     rare = frozenset(g for g, held in grams.items() if held <= COMMON)
     return EvaluationPrints(frozenset(contexts), frozenset(seen), frozenset(looks), rare, n,
-                            distance, name)
+                            distance, name, frozenset(pixels))
 
 
-def leak(sample: Sample, looks: Sequence[int], prints: EvaluationPrints) -> str | None:
+See = Callable[[Media], tuple[str | None, int | None]]
+"""(hash of its pixels, perceptual hash) of a medium; None for what is not known."""
+
+
+def seen_by(open_picture: Callable[[Media], Any] | None) -> See:
+    """Both hashes of every picture that it opens; nothing of sounds, and nothing for None."""
+    def see(medium: Media) -> tuple[str | None, int | None]:
+        if open_picture is None or medium.kind != "image":
+            return None, None
+        picture = open_picture(medium)
+        return pixel_hash(picture), perceptual_hash(picture)
+    return see
+
+
+def leak(sample: Sample, looks: Sequence[int], prints: EvaluationPrints,
+         pixels: Sequence[str] = ()) -> str | None:
     """How a sample is known from the evaluation, in words, or None.
 
-    `looks`: perceptual hashes of its pictures. Exact context, equal bytes, pictures within
-    `prints.distance` bits, or (without pictures) one shared n-gram.
+    `looks`: perceptual hashes of its pictures, `pixels`: hashes of their pixels. Exact context,
+    equal bytes, equal pixels, pictures within `prints.distance` bits, or (without pictures) one
+    shared n-gram.
     """
     if sample.context.identity in prints.samples:
         return "the same question and pictures"
     if any(m.sha256 in prints.pictures for m in sample.media):
         return "the same picture"
+    if any(pixel in prints.pixels for pixel in pixels):
+        return "the same picture, pixel by pixel, in another file"
     if any(prints.index.near(look) for look in looks):
         return "a picture that looks like one there"
     if not sample.media and prints.grams:
@@ -117,16 +144,18 @@ def leak(sample: Sample, looks: Sequence[int], prints: EvaluationPrints) -> str 
 
 
 def leaks(samples: Iterable[Sample], prints: EvaluationPrints,
-          open_picture: Callable[[Media], Any] | None = None) -> list[tuple[int, str]]:
+          open_picture: Callable[[Media], Any] | None = None, *, see: See | None = None
+          ) -> list[tuple[int, str]]:
     """(index, how) of every training sample known from the evaluation: the check before a run.
 
-    Without `open_picture` look-alikes go unnoticed.
+    Without `open_picture` (or `see`) look-alikes and copies in other files go unnoticed.
     """
+    see = see or seen_by(open_picture)
     found = []
     for index, sample in enumerate(samples):
-        looks = [perceptual_hash(open_picture(m)) for m in sample.media if m.kind == "image"] \
-            if open_picture is not None else []
-        how = leak(sample, looks, prints)
+        told = [see(medium) for medium in sample.media]
+        how = leak(sample, [look for _, look in told if look is not None], prints,
+                   [pixel for pixel, _ in told if pixel is not None])
         if how:
             found.append((index, how))
     return found

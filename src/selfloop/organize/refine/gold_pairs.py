@@ -66,9 +66,9 @@ class GoldOfAnother:
     thing, a third branch without a picture, and no frozen reference). Branches: `chosen`;
     `rejected`, the other's answer; `corrupted`, the chosen answer under the other picture. `near`
     picks among that many whose answers share most words with the sample's own, 0 among all.
-    Only the groups of one call are compared, one shard (`Loop.shard`). Samples whose question
-    nobody else there answers differently give nothing. Every gold answer read is a label; nothing
-    is drawn.
+    All groups of a step are compared (`Loop.samples`, whatever `Loop.shard`). Samples whose
+    question nobody else there answers differently give nothing. Every gold answer read is a label;
+    nothing is drawn.
     """
 
     near: int = 0
