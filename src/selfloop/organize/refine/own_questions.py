@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import JsonValue
 
 from selfloop import keys
-from selfloop.organize.verify.answer_spread import normal_answer
+from selfloop.organize.verify.rules import normal_answer
 from selfloop.organize.verify.vote import majority
 from selfloop.roles import SelfloopError
 from selfloop.types import Context, Group, Rollout, Sample

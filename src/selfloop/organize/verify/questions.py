@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from selfloop.organize.verify.answer_spread import normal_answer, question_of, uncertainty_peak
+from selfloop.organize.verify.answer_spread import question_of, uncertainty_peak
 from selfloop.organize.verify.asking import ask, fenced, filled, yes_or_no
+from selfloop.organize.verify.rules import normal_answer
 from selfloop.roles import Generate, Sampling
 from selfloop.types import Group, Rollout, Sample, Verdict
 
