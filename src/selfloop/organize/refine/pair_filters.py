@@ -9,6 +9,9 @@ from statistics import fmean
 
 from selfloop.organize.refine.degenerate import Degenerate
 from selfloop.organize.refine.pairs import Candidate
+from selfloop.organize.refine.wording import visible
+from selfloop.organize.signals import EDGE
+from selfloop.roles import SelfloopError
 
 
 def _plain(text: str) -> str:
@@ -17,7 +20,8 @@ def _plain(text: str) -> str:
 
 @dataclass(frozen=True)
 class Distinct:
-    """Drop pairs of equal texts, bare yes or no, and rejected texts contained in the chosen (F1).
+    """Drop pairs of equal texts, bare yes or no, and rejected texts contained in the chosen (F1);
+    of an empty chosen text in any case: it would teach to say nothing.
 
     SENA (released code; case and white space apart); SeVa (released code) drops equal texts only:
     `Distinct(contained=False, bare=())`.
@@ -33,7 +37,9 @@ class Distinct:
                                                       _plain(c.rejected.text))]
 
     def _differ(self, chosen: str, rejected: str) -> bool:
-        if chosen == rejected or {chosen.rstrip("."), rejected.rstrip(".")} & set(self.bare):
+        if not visible(chosen) or chosen == rejected:
+            return False
+        if {chosen.rstrip("."), rejected.rstrip(".")} & set(self.bare):
             return False
         return not (self.contained and rejected in chosen)
 
@@ -61,6 +67,11 @@ class LengthBalance:
     """
 
     step: float = 0.02
+
+    def __post_init__(self) -> None:
+        if not 0 < self.step <= 1:
+            raise SelfloopError(f"LengthBalance(step={self.step:g}): the grid of tau needs a step "
+                                "above 0 and of at most 1, such as .02")
 
     def __call__(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """The pairs that the best tau keeps."""
@@ -98,9 +109,9 @@ class SwapOrDrop:
         """The pairs that stay, some of them swapped; equal scores are dropped."""
         kept: list[Candidate] = []
         for candidate in candidates:
-            if candidate.gap > 0 and candidate.gap >= self.margin:
+            if candidate.gap > 0 and candidate.gap >= self.margin - EDGE:
                 kept.append(candidate)
-            elif -candidate.gap > self.margin:
+            elif -candidate.gap > self.margin + EDGE:
                 kept.append(candidate.swapped())
         return kept
 

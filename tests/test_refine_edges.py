@@ -1,0 +1,82 @@
+"""Refinement at its edges: inputs on which a step once did the wrong thing without a word."""
+
+from __future__ import annotations
+
+import pytest
+
+from selfloop.organize.chain import Chain
+from selfloop.organize.refine.pair_filters import Distinct, LengthBalance, SwapOrDrop
+from selfloop.organize.refine.pairs import BestVersusWorst, Constructed, Levels, Margin, Pairs
+from selfloop.organize.refine.wording import normal, units, visible
+from selfloop.organize.signals import BestWorst
+from selfloop.roles import SelfloopError
+from test_refine_more import group, pair, picture
+
+# -- pairs ------------------------------------------------------------------------------------
+
+def rollouts_of(maker, made) -> list[tuple[str, ...]]:
+    return [s.rollouts for s in maker([made], "k")]
+
+
+@pytest.mark.parametrize(("maker", "scores", "texts", "found"), [
+    (BestWorst(gap=0), [1], None, []),                         # no answer is paired with itself
+    (BestWorst(gap=0), [1, 1], None, []),
+    (BestWorst(gap=0, per_sample=5), [1, .5, 0], None, [("a0", "a2")]),
+    (BestWorst(gap=0, per_sample=5), [1, .7, .5, 0], None, [("a0", "a3"), ("a1", "a2")]),
+    (BestWorst(gap=0), [1, 0], ["a cat", "a cat"], []),        # equal texts, unequal scores
+    (BestWorst(gap=0), [1, 0], ["", "a dog"], []),             # an empty text is not preferred
+    (BestWorst(gap=0), [1, 0], ["a dog", ""], [("a0", "a1")]),
+    (BestWorst(gap=.2), [.3, .1], None, [("a0", "a1")]),       # .3 - .1 = .19999999999999998
+    (Pairs(Margin(.2)), [.3, .1], None, [("a0", "a1")]),
+    (Pairs(Margin(.2)), [.3, .2], None, []),
+    (Pairs(Margin(0)), [1, 0], ["a cat", "a cat "], []),
+    (Pairs(Margin(0)), [1, 0], ["\u200b", "a dog"], []),
+    (Pairs(BestVersusWorst(.2)), [.3, .1], None, [("a0", "a1")]),
+    (Pairs(BestVersusWorst()), [1, 0], ["a cat", "a cat"], []),
+    (Pairs(Levels()), [1, 0], ["a cat", "a cat"], []),
+    (Pairs(Levels()), [1, 0], ["", "a dog"], []),
+])
+def test_a_pair_is_two_answers_of_which_one_is_better(maker, scores, texts, found):
+    assert rollouts_of(maker, group(scores, texts)) == found
+
+
+def test_an_empty_answer_is_never_preferred(tmp_path):
+    assert Distinct()([pair("", "a dog")]) == [] == Distinct()([pair(" \u200b\n", "a dog")])
+    assert Distinct(contained=False, bare=())([pair("", "a dog")]) == []
+    assert Distinct(contained=False, bare=())([pair("a dog", "")])
+    medium = picture(tmp_path, "p", 0)
+    made = group([None, None], ["", "a dog"], media=[medium], changed=(1,))
+    for filters in ((), (Distinct(contained=False, bare=()),)):  # the second as SeVa's recipe
+        assert Chain(maker=Pairs(Constructed(), filters))([made], {}, "k")[0] == []
+
+
+def test_margins_are_compared_with_the_slack_of_a_sum():
+    assert SwapOrDrop(.2)([pair(scores=(.3, .1))])
+    assert SwapOrDrop(.2)([pair(scores=(.1, .3))]) == [], "exactly the margin, the wrong way"
+    assert SwapOrDrop(.2)([pair(scores=(.1, .31))])[0].chosen.text == "bad"
+
+
+@pytest.mark.parametrize("step", [0, -.02, float("nan"), 2])
+def test_length_balance_refuses_a_grid_that_it_cannot_walk(step):
+    with pytest.raises(SelfloopError, match="above 0"):
+        LengthBalance(step=step)
+
+
+# -- wording ----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("one", "other", "same"), [
+    ("what is it ?", "what is it?", True), ("What is it", "what is  it?", True),
+    ("it\u2019s a cat", "it's a cat", True), ("caf\u00e9", "cafe\u0301", True),
+    ("\uff21\uff22\uff23 \uff11", "abc 1", True), ("a\u200b cat", "a cat", True),
+    ("a well-known cat", "a well known cat", True), ("3 * 7", "3 / 7", False),
+    ("-7", "7", False), ("3.5", "35", False), (".5", "5", False), ("?", "!", False),
+    ("a cat", "a dog", False),
+])
+def test_normal_wording(one, other, same):
+    assert (normal(one) == normal(other)) == same
+
+
+def test_what_is_visible_and_what_is_a_unit():
+    assert visible(" \u200b\u200b\ufeff\n") == "" and visible(" a\u00adb ") == "ab"
+    assert units("What is 3.5 - 2 ?") == ["what", "is", "3.5", "-", "2"]
+    assert units("\u7ea2\u8272\u7684 cat\u3002") == ["\u7ea2", "\u8272", "\u7684", "cat"]
