@@ -5,11 +5,16 @@ from __future__ import annotations
 import pytest
 
 from selfloop.organize.chain import Chain
+from selfloop.organize.refine.balance import Balanced
+from selfloop.organize.refine.duplicates import SameAnswer
 from selfloop.organize.refine.pair_filters import Distinct, LengthBalance, SwapOrDrop
 from selfloop.organize.refine.pairs import BestVersusWorst, Constructed, Levels, Margin, Pairs
+from selfloop.organize.refine.replay import SelectiveReplay
 from selfloop.organize.refine.wording import normal, units, visible
-from selfloop.organize.signals import BestWorst
+from selfloop.organize.signals import BestWorst, GroupAdvantage
+from selfloop.organize.verify.rules import yes_no
 from selfloop.roles import SelfloopError
+from selfloop.types import Group
 from test_refine_more import group, pair, picture
 
 # -- pairs ------------------------------------------------------------------------------------
@@ -60,6 +65,72 @@ def test_margins_are_compared_with_the_slack_of_a_sum():
 def test_length_balance_refuses_a_grid_that_it_cannot_walk(step):
     with pytest.raises(SelfloopError, match="above 0"):
         LengthBalance(step=step)
+
+
+# -- replay -----------------------------------------------------------------------------------
+
+def replayed(groups, state, key):
+    return SelectiveReplay(Chain(maker=GroupAdvantage()))(groups, state, key)
+
+
+NOTHING = [group([None] * 8, name=f"n{i}") for i in range(16)]
+THIN = [group([1, 0] + [None] * 6), *NOTHING[1:]]
+
+
+@pytest.mark.parametrize("thin", [THIN, NOTHING, []], ids=["2 of 128", "all abstain", "no groups"])
+def test_a_thin_step_is_topped_up_and_leaves_the_queue(thin):
+    full = [group([1, 0, 0, 0, 1, 0, 0, 0], name=f"g{i}") for i in range(16)]
+    signals, state, _ = replayed(full, {}, "k")
+    assert (len(signals), len(state["replay"])) == (64, 64)
+    for step in range(3):
+        signals, state, _ = replayed(thin, state, f"l{step}")
+        assert (len(signals), len(state["replay"])) == (64, 64)
+    old = {k: v for k, v in state.items() if k != "replay_size"}  # a run's state of before
+    assert (len(replayed(thin, old, "m")[0]), len(replayed(thin, old, "m")[1]["replay"])) \
+        == (64, 64)
+
+
+def test_replay_of_nothing_is_nothing():
+    assert replayed([], {}, "k")[0] == [] == replayed(NOTHING, {}, "k")[0]
+    smaller = [group([1, 0, 0, 0], name="s")]
+    signals, state, _ = replayed(smaller, replayed(
+        [group([1, 0, 0, 0], name=f"g{i}") for i in range(4)], {}, "k")[1], "l")
+    assert (len(signals), len(state["replay"]), state["replay_size"]) == (2, 8, 8)
+
+
+# -- classes ----------------------------------------------------------------------------------
+
+def judged(rule, answers, gold) -> list[Group]:
+    """One group an answer, judged by the rule as it ships."""
+    made = [group([None], [words], name=f"g{i}") for i, words in enumerate(answers)]
+    return [g.model_copy(update={"verdicts": (rule(g.rollouts[0], gold[i]),)})
+            for i, g in enumerate(made)]
+
+
+def test_a_class_is_not_split_by_its_spelling():
+    said = [*["yes", "Yes", "YES", "yes."] * 5, "Yes, there is a red car", *["no", "No!"] * 5]
+    groups = judged(yes_no, said, ["yes"] * 21 + ["no"] * 10)
+    assert SameAnswer()(groups) == ["yes"] * 21 + ["no"] * 10
+    kept = Balanced(SameAnswer())(groups, "k")
+    assert len(kept) == 20 and sum(g in kept for g in groups[21:]) == 10
+
+
+@pytest.mark.parametrize(("said", "label"), [
+    ("Yes", "yes"), ("**No**", "no"), ("No, it is blue", "no"), ("yes it is", "yes"),
+    ("No parking", "no parking"), ("No. 5", "no 5"), ("yes and no", "yes and no"),
+    ("Yes, no", "yes no"), ("Norway", "norway"), ("3.5", "3.5"), ("-7", "-7"), ("a Cat.", "a cat"),
+])
+def test_the_class_of_an_answer(said, label):
+    assert SameAnswer()([group([1], [said])]) == [label]
+
+
+@pytest.mark.parametrize(("sizes", "least", "kept"), [
+    ({"a": 6}, 10, 6), ({"a": 6, "b": 3}, 10, 6), ({"a": 6, "b": 3}, 4, 9),
+    ({"a": 6, "b": 3}, 3, 6), ({}, 10, 0),
+])
+def test_balance_loses_no_step_for_having_few_groups(sizes, least, kept):
+    groups = [group([1], [c], name=f"{c}{i}") for c, n in sizes.items() for i in range(n)]
+    assert len(Balanced(SameAnswer(), least=least)(groups, "k")) == kept
 
 
 # -- wording ----------------------------------------------------------------------------------

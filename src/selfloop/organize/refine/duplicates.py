@@ -6,11 +6,13 @@ balance.py caps and balances by such labels: duplicates leave when at most one o
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 from selfloop.organize.refine.near import Clusters, near_bits, near_texts, near_vectors
+from selfloop.organize.refine.wording import normal, visible
 from selfloop.roles import SelfloopError
 from selfloop.types import Group
 
@@ -109,7 +111,9 @@ class SameField:
 class SameAnswer:
     """Groups whose answers judged right mostly say the same: a class without reading labels.
 
-    What an answer says is the `rationale` of its verdict, where rules leave what they parsed.
+    What an answer says is the `rationale` of its verdict, where rules leave what they parsed, by
+    its normal form (wording.py): "Yes" and "yes." are one class. A sentence that
+    opens with yes or no ("Yes, there is a red car") is of that class: so the rule `yes_no` has it.
     """
 
     def __call__(self, groups: Sequence[Group]) -> list[Label]:
@@ -117,5 +121,16 @@ class SameAnswer:
         return [self._said(g) for g in groups]
 
     def _said(self, group: Group) -> str | None:
-        said = Counter(v.rationale for v in group.verdicts if v.right and v.rationale)
+        said = Counter(_class_of(v.rationale) for v in group.verdicts
+                       if v.right and visible(v.rationale))
         return said.most_common(1)[0][0] if said else None
+
+
+_YES_NO = re.compile(
+    r"(yes|no)(?=$|\s*[,;:!]|\.(?!\s*\d)|\s+(?:it|there|they|he|she|this|that|the|i|we)\b)", re.I)
+
+
+def _class_of(said: str) -> str:
+    bare = _YES_NO.match(said.lstrip(" *\"'(\n"))
+    both = {"yes", "no"} <= set(words := normal(said).split())
+    return bare[1].lower() if bare and not both else " ".join(words)

@@ -10,6 +10,8 @@ _SPACELESS = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
     "\uf900-\ufaff\U00020000-\U0003ffff]")
 """Thai, Lao, Burmese, Khmer, Japanese and Chinese are written without spaces between words."""
+_EMPHASIS = re.compile(r"(?<!\d)[*#]{2,}|[*#]{2,}(?!\d)")
+"""**bold** and ## headings; 2**3 is none."""
 _OPERATORS = "-*/%#&@^\\"
 """Punctuation that says something: 3 * 7 is not 3 / 7, and -7 is not 7."""
 
@@ -26,7 +28,7 @@ def normal(text: str) -> str:
     Operators, signs and points of numbers stay. A text of punctuation alone stays as it is.
     """
     folded = visible(unicodedata.normalize("NFKC", text).casefold())
-    plain = _APOSTROPHES.sub("", unicodedata.normalize("NFKC", folded))
+    plain = _EMPHASIS.sub(" ", _APOSTROPHES.sub("", unicodedata.normalize("NFKC", folded)))
     kept = "".join(" " if _is_mark(plain, i) else c for i, c in enumerate(plain))
     return " ".join(kept.split()) or " ".join(folded.split())
 
