@@ -5,8 +5,13 @@ from __future__ import annotations
 import pytest
 
 from selfloop.organize.chain import Chain
+from selfloop.organize.clear_view import ClearView
 from selfloop.organize.refine.balance import Balanced
+from selfloop.organize.refine.best_right import BestRight
+from selfloop.organize.refine.degenerate import Degenerate
 from selfloop.organize.refine.duplicates import SameAnswer
+from selfloop.organize.refine.filters import AccuracyBand, Finished, Role
+from selfloop.organize.refine.learnt import Learnt
 from selfloop.organize.refine.pair_filters import Distinct, LengthBalance, SwapOrDrop
 from selfloop.organize.refine.pairs import BestVersusWorst, Constructed, Levels, Margin, Pairs
 from selfloop.organize.refine.replay import SelectiveReplay
@@ -14,8 +19,8 @@ from selfloop.organize.refine.wording import normal, units, visible
 from selfloop.organize.signals import BestWorst, GroupAdvantage
 from selfloop.organize.verify.rules import yes_no
 from selfloop.roles import SelfloopError
-from selfloop.types import Group
-from test_refine_more import group, pair, picture
+from selfloop.types import Group, Verdict
+from test_refine_more import group, pair, picture, texts_of
 
 # -- pairs ------------------------------------------------------------------------------------
 
@@ -131,6 +136,69 @@ def test_the_class_of_an_answer(said, label):
 def test_balance_loses_no_step_for_having_few_groups(sizes, least, kept):
     groups = [group([1], [c], name=f"{c}{i}") for c, n in sizes.items() for i in range(n)]
     assert len(Balanced(SameAnswer(), least=least)(groups, "k")) == kept
+
+
+# -- unjudged groups, and what is no number ----------------------------------------------------
+
+@pytest.mark.parametrize("step", [Degenerate(), Finished(), Role("solver"), AccuracyBand()],
+                         ids=lambda s: type(s).__name__)
+def test_unjudged_groups_pass_like_groups_whose_judge_abstained(step):
+    bare = group([None] * 3, ["a cat", "no " * 9, ""]).model_copy(update={"verdicts": ()})
+    abstained = group([None] * 3, ["a cat", "no " * 9, ""])
+    assert texts_of(step([bare])) == texts_of(step([abstained]))
+    assert all(g.verdicts == () for g in step([bare]))
+
+
+def test_nothing_is_learnt_or_distilled_from_unjudged_groups(tmp_path):
+    bare = group([None], media=[picture(tmp_path, "p", 0)]).model_copy(update={"verdicts": ()})
+    groups, update = Learnt()([bare], {})
+    assert groups == [bare] and update["guidance"]["learnt"] == {}
+    assert ClearView()([bare], "k") == [] and len(ClearView(at_least=None)([bare], "k")) == 1
+
+
+def test_a_part_that_is_no_number_is_unknown():
+    assert Verdict(score=1, parts={"p": float("nan"), "q": .5}).parts == {"q": .5}
+    stored = '{"score":1.0,"parts":{"p":NaN}}'
+    assert Verdict.from_json(stored).parts == {}, "a run that stored one stays readable"
+    ranks = {0: {"p": .1}, 1: {"p": float("nan")}, 2: {"p": .9}}
+    for key in "klmnop":
+        (kept,) = BestRight("p", 1)([group([1, 1, 1], parts=ranks)], key)
+        assert [r.id for r in kept.rollouts] == ["a2"]
+
+
+# -- F8, and finished answers ------------------------------------------------------------------
+
+@pytest.mark.parametrize(("low", "high", "scores", "kept"), [
+    # the edges are inside
+    (.1, .9, [.1], True), (.1, .9, [.9], True), (.1, .9, [.09], False), (.1, .9, [.91], False),
+    (.1, .9, [1, 0], True), (.1, .9, [0, 0], False), (.1, .9, [1, 1], False),
+    (.1, .9, [1] + [0] * 9, True), (.1, .9, [1] * 9 + [0], True),
+    (.1, .9, [1] + [0] * 10, False), (.1, .9, [1] * 10 + [0], False),
+    (.01, .99, [.01], True), (.01, .99, [.99], True), (.01, .99, [0], False),
+    (.01, .99, [1], False), (.01, .99, [1] + [0] * 99, True),
+    (.3, .8, [.3], True), (.3, .8, [.8], True), (.3, .8, [1, 1, 1, 1, 0], True),
+    (.3, .8, [1] * 3 + [0] * 7, True), (.3, .8, [1, 1, 0, 0, 0, 0, 0], False),
+    (.3, .8, [.81], False), (.3, .8, [.29], False),
+    (.3, .8, [.1, .3, .5], True), (.3, .8, [.1, .2, .6], True),  # means of .3, give or take a bit
+    (.1, .9, [None, None], False), (.1, .9, [None, 1, 0], True), (.1, .9, [None, 1], False),
+    (.1, .9, [], False),
+])
+def test_accuracy_band(low, high, scores, kept):
+    made = group(scores)
+    assert AccuracyBand(low, high)([made]) == [made] * kept
+
+
+@pytest.mark.parametrize(("reasons", "left"), [
+    (("stop", "stop"), ["a0", "a1"]), (("stop", "length"), ["a0"]), (("error", "stop"), ["a1"]),
+    (("length", "error"), []), ((), []),
+])
+def test_finished(reasons, left):
+    made = group([1.0] * len(reasons))
+    made = made.model_copy(update={"rollouts": tuple(
+        r.model_copy(update={"turns": (r.turns[0].model_copy(update={"finish_reason": why}),)})
+        for r, why in zip(made.rollouts, reasons, strict=True))})
+    (kept,) = Finished()([made])
+    assert [r.id for r in kept.rollouts] == left and len(kept.verdicts) == len(left)
 
 
 # -- wording ----------------------------------------------------------------------------------
