@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from selfloop.organize.chain import Chain
@@ -12,12 +14,13 @@ from selfloop.organize.refine.degenerate import Degenerate
 from selfloop.organize.refine.duplicates import SameAnswer
 from selfloop.organize.refine.filters import AccuracyBand, Finished, Role
 from selfloop.organize.refine.learnt import Learnt
-from selfloop.organize.refine.pair_filters import Distinct, LengthBalance, SwapOrDrop
+from selfloop.organize.refine.pair_filters import Distinct, Fluent, LengthBalance, SwapOrDrop
 from selfloop.organize.refine.pairs import BestVersusWorst, Constructed, Levels, Margin, Pairs
 from selfloop.organize.refine.replay import SelectiveReplay
 from selfloop.organize.refine.wording import normal, units, visible
 from selfloop.organize.signals import BestWorst, GroupAdvantage
 from selfloop.organize.verify.rules import yes_no
+from selfloop.recipes.csr import csr
 from selfloop.roles import SelfloopError
 from selfloop.types import Group, Verdict
 from test_refine_more import group, pair, picture, texts_of
@@ -70,6 +73,73 @@ def test_margins_are_compared_with_the_slack_of_a_sum():
 def test_length_balance_refuses_a_grid_that_it_cannot_walk(step):
     with pytest.raises(SelfloopError, match="above 0"):
         LengthBalance(step=step)
+
+
+# -- degenerate text --------------------------------------------------------------------------
+
+THE = "the {a} stands by the {b} and looks at the {c} ."
+PROSE = " ".join(THE.format(a=f"a{chr(97 + i % 26)}{i}", b=f"b{i}", c=f"c{i}") for i in range(60))
+"""660 words, 27 % of them "the"; a quarter as many in what follows."""
+PLAIN = " ".join(f"the w{i} x{i} y{i} z{i} u{i} v{i} s{i} t{i} r{i}" for i in range(60))
+
+
+@pytest.mark.parametrize("words", [
+    "5 \u00b5m", "\u211d", "2\u207f", "n\u00ba 3", "\u210f", "\u2113", "a cat \U0001f600", "\u2135",
+    "| 1 | 2 | 3 |\n| 4 | 5 | 6 |", '{"label": "cat", "box": [12, 34, 56, 78]}',
+    "[[12, 34], [56, 78]]", "1000000000000", "------------", "Chapter 1 .................. 5",
+    "0 0 0 0 0 0", "| a | b |\n|---|---|\n| x | x |\n| x | x |", "```\nx x x x x x x\n```",
+    "It\u2019s \u201cfine\u201d \u2026 \u2013 ok", PLAIN, "ha ha ha ha ha", "a\u00adb",
+])
+def test_good_text_is_not_broken(words):
+    assert Degenerate().reason(words) is None
+
+
+@pytest.mark.parametrize(("words", "reason"), [
+    ("The image shows a red cat on a mat. " * 15, "a phrase repeats"),
+    ("The image shows a red cat on a mat. " * 29, "a phrase repeats"),
+    (" ".join(f"It is a red cat. The {n} stands." for n in "abcdef"), "a phrase repeats"),
+    ("\u7ea2\u8272\u7684\u732b" * 50, "a phrase repeats"),
+    ("\u3068\u3066\u3082" * 40, "a phrase repeats"),
+    ("redcat" * 60, "a phrase repeats"), ("\u200b\u200b", "empty"), ("\ufeff \u200b", "empty"),
+    ("0" * 300, "a character repeats"), ("-" * 300, "a character repeats"),
+    ("!" * 12, "a character repeats"), ("0 1 " * 200, None), ("no 0 " * 6, "a phrase repeats"),
+    (PROSE, "a word occurs too often"), ("1!@#$%^&*()_+{}[]<>?:", "mostly symbols"),
+    ("| a | b |\n\n" + "no " * 6, "a phrase repeats"), ("[" * 9 + "{" * 9 + "!?", "mostly symbols"),
+])
+def test_broken_text_of_other_kinds(words, reason):
+    assert Degenerate(scripts=None).reason(words) == reason
+
+
+def test_what_is_foreign_depends_on_the_question_and_on_most_answers():
+    russian, chinese = "\u043a\u043e\u0442", "\u7ea2\u8272\u7684\u732b"
+    mixed = f"a red {russian}"
+    asked = group([1] * 2, [chinese, mixed], name=f"\u4ec0\u4e48 {chinese}")
+    assert texts_of(Degenerate()([asked])) == [[chinese]], "the question is in Chinese"
+    assert texts_of(Degenerate()([group([1] * 3, [russian, russian, chinese])])) == [
+        [russian, russian]], "most answers are in Russian"
+    assert texts_of(Degenerate()([group([1] * 3, ["a", "b", russian])])) == [["a", "b"]]
+    assert texts_of(Degenerate()([group([1], [russian])])) == [[]], "one answer is no majority"
+    japanese = group([1], ["\u3068\u3066\u3082\u30ab\u30fc"], name="\u732b")
+    assert texts_of(Degenerate()([japanese])) == [["\u3068\u3066\u3082\u30ab\u30fc"]]
+    whole = group([1, 0], [chinese, "\u84dd\u8272\u7684\u72d7"])
+    assert len(Pairs(BestVersusWorst(), (Fluent(),))([whole], "k")) == 1
+    assert Fluent()([pair("a cat", russian)]) == []
+
+
+def test_csr_makes_pairs_of_chinese_answers_and_takes_other_limits():
+    chinese = group([1, 0], ["\u7ea2\u8272\u7684\u732b\u3002", "\u84dd\u8272\u7684\u72d7\u3002"])
+    (pairs, _, _) = csr(yes_no).learn["solver"].organizer([chinese], {}, "k")
+    assert len(pairs) == 1
+    strict = csr(yes_no, broken=Degenerate(short=1, symbols=0)).learn["solver"].organizer
+    assert strict([chinese], {}, "k")[0] == []
+
+
+def test_degenerate_text_is_found_in_linear_time():
+    for words in ("the red cat " * 20_000, "[" * 200_000, "ab" * 100_000, PLAIN * 60, "`" * 200_000,
+                  "a|b\n" * 50_000):
+        start = time.perf_counter()
+        Degenerate().reason(words)
+        assert time.perf_counter() - start < 5
 
 
 # -- replay -----------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from statistics import fmean
 
-from selfloop.organize.refine.degenerate import Degenerate
+from selfloop.organize.refine.degenerate import Degenerate, scripts_about
 from selfloop.organize.refine.pairs import Candidate
 from selfloop.organize.refine.wording import visible
 from selfloop.organize.signals import EDGE
@@ -52,8 +52,12 @@ class Fluent:
 
     def __call__(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """The pairs whose two texts are both whole."""
-        return [c for c in candidates if self.test.reason(c.chosen.text) is None
-                and self.test.reason(c.rejected.text) is None]
+        return [c for c in candidates if not self._broken(c)]
+
+    def _broken(self, candidate: Candidate) -> bool:
+        about = scripts_about(candidate.group)
+        return any(self.test.reason(side.text, about) is not None
+                   for side in (candidate.chosen, candidate.rejected))
 
 
 @dataclass(frozen=True)
