@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
@@ -10,11 +11,20 @@ from selfloop.organize.chain import Chain
 from selfloop.organize.clear_view import ClearView
 from selfloop.organize.refine.balance import Balanced
 from selfloop.organize.refine.best_right import BestRight
+from selfloop.organize.refine.decontaminate import EvaluationPrints, leaks, prints_of
 from selfloop.organize.refine.degenerate import Degenerate
-from selfloop.organize.refine.duplicates import SameAnswer
+from selfloop.organize.refine.duplicates import SameAnswer, SameText
 from selfloop.organize.refine.filters import AccuracyBand, Finished, Role
 from selfloop.organize.refine.learnt import Learnt
-from selfloop.organize.refine.pair_filters import Distinct, Fluent, LengthBalance, SwapOrDrop
+from selfloop.organize.refine.near import near_texts
+from selfloop.organize.refine.pair_filters import (
+    Distinct,
+    Fluent,
+    LengthBalance,
+    SimilarityWindow,
+    SwapOrDrop,
+    similarity,
+)
 from selfloop.organize.refine.pairs import BestVersusWorst, Constructed, Levels, Margin, Pairs
 from selfloop.organize.refine.replay import SelectiveReplay
 from selfloop.organize.refine.wording import normal, units, visible
@@ -22,7 +32,7 @@ from selfloop.organize.signals import BestWorst, GroupAdvantage
 from selfloop.organize.verify.rules import yes_no
 from selfloop.recipes.csr import csr
 from selfloop.roles import SelfloopError
-from selfloop.types import Group, Verdict
+from selfloop.types import Group, Message, Sample, Verdict, digest
 from test_refine_more import group, pair, picture, texts_of
 
 # -- pairs ------------------------------------------------------------------------------------
@@ -289,3 +299,53 @@ def test_what_is_visible_and_what_is_a_unit():
     assert visible(" \u200b\u200b\ufeff\n") == "" and visible(" a\u00adb ") == "ab"
     assert units("What is 3.5 - 2 ?") == ["what", "is", "3.5", "-", "2"]
     assert units("\u7ea2\u8272\u7684 cat\u3002") == ["\u7ea2", "\u8272", "\u7684", "cat"]
+
+
+@pytest.mark.parametrize(("one", "other"), [
+    ("what is the man holding ?", "what is the man holding?"),
+    ("what is the man\u2019s hat ?", "what is the man's hat ?"),
+    ("is this a caf\u00e9 or a bar", "is this a cafe\u0301 or a bar"),
+    ("\uff37\uff48\uff41\uff54 is it \uff1f", "What is it ?"), ("what is\u200b it", "what is it"),
+])
+def test_texts_that_read_the_same_are_one_cluster(one, other):
+    assert near_texts([one, other, "something else than that"]) == [0, 0, 1]
+    assert SameText()([group([1], name=one), group([1], name=other)]) == [0, 0]
+    assert similarity(one, other) == 1
+
+
+CHINESE = ("\u56fe\u7247\u4e2d\u7684\u7ea2\u8272\u6c7d\u8f66\u505c\u5728"
+           "\u54ea\u4e00\u6761\u8857\u9053\u7684\u53f3\u8fb9")
+
+
+def test_scripts_without_spaces_have_near_texts_and_leaks():
+    near, far = CHINESE + "\u554a", "\u84dd\u8272\u7684\u72d7\u5728\u5ba4\u5185\u7761\u89c9\u5417"
+    assert near_texts([CHINESE, near, far]) == [0, 0, 1]
+    assert 0.9 < similarity(CHINESE, near) < 1 and similarity(CHINESE, far) < .3
+    assert SimilarityWindow(.2, .99)([pair(CHINESE, near)])
+    prints = prints_of([asked(CHINESE)], None)
+    found = leaks([asked(far), asked("\u8bf7\u95ee\uff1a" + CHINESE)], prints)
+    assert [i for i, _ in found] == [1] and "the same words" in found[0][1]
+
+
+def asked(text: str) -> Sample:
+    return Sample(prompt=(Message(role="user", content=text),))  # type: ignore[arg-type]
+
+
+def test_a_question_is_known_however_it_is_punctuated():
+    prints = prints_of([asked("What is the capital of France?")], None)
+    others = ["What is the capital of France", "what is the capital of France ?",
+              "\u201cWhat is the capital of France\u201d"]
+    assert [i for i, _ in leaks([asked(t) for t in others], prints)] == [0, 1, 2]
+    assert leaks([asked("What is the capital of Spain?")], prints) == []
+    long = "the quick brown fox jumps over the lazy dog and then it sleeps for an hour"
+    commas = long.replace(" ", ", ")
+    assert len(leaks([asked(commas)], prints_of([asked(long)], None))) == 1
+
+
+def test_prints_of_before_are_read_as_they_were_written():
+    new = prints_of([asked("What is it?")], None)
+    stored = json.loads(new.to_json())
+    assert stored.pop("wording") == "normal"
+    old = EvaluationPrints.from_json(json.dumps({**stored, "grams": [digest("what is it?")]}))
+    assert old.to_json() == json.dumps({**stored, "grams": [digest("what is it?")]})
+    assert [i for i, _ in leaks([asked("what is  it?"), asked("what is it")], old)] == [0]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from selfloop.likeness import perceptual_hash
 from selfloop.organize.refine.duplicates import hashes_of
-from selfloop.organize.refine.near import BitIndex, shingles
+from selfloop.organize.refine.near import BitIndex, grams_of, shingles
 from selfloop.roles import SelfloopError
 from selfloop.types import Group, Media, Sample, digest
 
@@ -37,6 +37,9 @@ class EvaluationPrints:
     n: int = 13
     distance: int = 6
     name: str = ""
+    wording: Literal["words", "normal"] = "words"
+    """How questions were cut into n-grams: "normal" by their normal form (wording.py); "words" by
+    white space alone, in prints that were written before."""
 
     def __repr__(self) -> str:
         return (f"EvaluationPrints({self.name!r}: {len(self.samples)} questions, "
@@ -55,7 +58,15 @@ class EvaluationPrints:
     def to_json(self) -> str:
         """One JSON document, equal for equal sets."""
         sets = {k: sorted(getattr(self, k)) for k in ("samples", "pictures", "looks", "grams")}
-        return json.dumps({**sets, "n": self.n, "distance": self.distance, "name": self.name})
+        # what prints of before do not have is left out, so that theirs stay the same
+        newer = {"wording": self.wording} if self.wording != "words" else {}
+        return json.dumps({**sets, "n": self.n, "distance": self.distance, "name": self.name,
+                           **newer})
+
+    def grams_of(self, text: str) -> frozenset[str]:
+        """The n-grams of a question, cut as those of these prints were."""
+        return shingles(text, self.n) if self.wording == "normal" \
+            else grams_of(text.lower().split(), self.n)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> EvaluationPrints:
@@ -76,7 +87,8 @@ def prints_of(samples: Iterable[Sample], open_picture: Callable[[Media], Any] | 
 
     13-grams as in Brown et al. 2020 (arXiv 2005.14165, appendix C); as there, those of more than
     `COMMON` questions are wording and no evidence. Only questions without pictures leave n-grams:
-    with a picture, a question asked in the same words is no leak.
+    with a picture, a question asked in the same words is no leak. A question of fewer than n words
+    is one n-gram, so that it is known however it is punctuated.
     """
     contexts: set[str] = set()
     seen: set[str] = set()
@@ -94,7 +106,7 @@ def prints_of(samples: Iterable[Sample], open_picture: Callable[[Media], Any] | 
             grams.update(digest(g) for g in shingles(sample.context.text, n))
     rare = frozenset(g for g, held in grams.items() if held <= COMMON)
     return EvaluationPrints(frozenset(contexts), frozenset(seen), frozenset(looks), rare, n,
-                            distance, name)
+                            distance, name, "normal")
 
 
 def leak(sample: Sample, looks: Sequence[int], prints: EvaluationPrints) -> str | None:
@@ -110,7 +122,7 @@ def leak(sample: Sample, looks: Sequence[int], prints: EvaluationPrints) -> str 
     if any(prints.index.near(look) for look in looks):
         return "a picture that looks like one there"
     if not sample.media and prints.grams:
-        for gram in sorted(shingles(sample.context.text, prints.n)):
+        for gram in sorted(prints.grams_of(sample.context.text)):
             if digest(gram) in prints.grams:
                 return f'the same words ("{gram[:60]}")'
     return None

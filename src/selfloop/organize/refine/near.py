@@ -17,6 +17,7 @@ import numpy as np
 
 from selfloop import keys
 from selfloop.likeness import bits_set
+from selfloop.organize.refine.wording import units
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SLACK = 1e-9
@@ -94,8 +95,13 @@ def near_bits(hashes: Sequence[int], distance: int = 6) -> list[int]:
 
 
 def shingles(text: str, n: int) -> frozenset[str]:
-    """The word n-grams of a text, case and white space apart; of a shorter text, the whole."""
-    words = text.lower().split()
+    """The word n-grams of a text in its normal form (see wording.py; of scripts without spaces,
+    n-grams of characters); of a shorter text, the whole."""
+    return grams_of(units(text), n)
+
+
+def grams_of(words: Sequence[str], n: int) -> frozenset[str]:
+    """All n words in a row, joined by spaces; of fewer words, all of them; of none, nothing."""
     return frozenset(" ".join(words[i:i + n]) for i in range(max(1, len(words) - n + 1))) \
         if words else frozenset()
 
@@ -113,8 +119,8 @@ def near_texts(texts: Sequence[str], jaccard: float = 0.8, n: int = 3) -> list[i
     sets are looked up by two n-grams (k = 2), others by one: about linear, unless many long texts
     consist of the same few n-grams. Texts without words are near nothing but each other.
     """
-    plain = [" ".join(t.lower().split()) for t in texts]
-    grams = {t: shingles(t, n) for t in dict.fromkeys(plain)}
+    plain = [" ".join(units(t)) for t in texts]
+    grams = {t: grams_of(t.split(), n) for t in dict.fromkeys(plain)}
     common = Counter(s for own in grams.values() for s in own)
     rank = {s: i for i, s in enumerate(sorted(common, key=lambda s: (common[s], s)))}
     sets = [frozenset(rank[s] for s in own) for own in grams.values()]

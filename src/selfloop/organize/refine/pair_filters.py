@@ -9,7 +9,7 @@ from statistics import fmean
 
 from selfloop.organize.refine.degenerate import Degenerate, scripts_about
 from selfloop.organize.refine.pairs import Candidate
-from selfloop.organize.refine.wording import visible
+from selfloop.organize.refine.wording import units, visible
 from selfloop.organize.signals import EDGE
 from selfloop.roles import SelfloopError
 
@@ -139,5 +139,6 @@ class SimilarityWindow:
 
 
 def similarity(a: str, b: str) -> float:
-    """Likeness of two texts by their words, in [0, 1]; two empty texts are equal."""
-    return SequenceMatcher(None, _plain(a).split(), _plain(b).split(), autojunk=False).ratio()
+    """Likeness of two texts by their words (of scripts without spaces, their characters), in
+    [0, 1]; case and punctuation apart; two empty texts are equal."""
+    return SequenceMatcher(None, units(a), units(b), autojunk=False).ratio()
