@@ -10,8 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from selfloop.likeness import perceptual_hash
-from selfloop.organize.refine.duplicates import hashes_of
+from selfloop.likeness import Look, as_bytes, confirmed, look_of
+from selfloop.organize.refine.duplicates import looks_of
 from selfloop.organize.refine.near import BitIndex, grams_of, shingles
 from selfloop.roles import SelfloopError
 from selfloop.types import Group, Media, Sample, digest
@@ -24,14 +24,15 @@ COMMON = 10
 
 @dataclass(frozen=True, repr=False)
 class EvaluationPrints:
-    """What evaluation sets are recognised by; no question and no picture can be read from it."""
+    """What evaluation sets are recognised by; no question can be read from it, and of a picture no
+    more than a thumbnail of 16 x 16 shows."""
 
     samples: frozenset[str]
     """Identities of the contexts (prompt and pictures)."""
     pictures: frozenset[str]
     """SHA-256 of the media's bytes."""
     looks: frozenset[int]
-    """Perceptual hashes of the pictures."""
+    """Perceptual hashes of the pictures and of their mirror images."""
     grams: frozenset[str]
     """Hashes of the word n-grams of questions without pictures."""
     n: int = 13
@@ -40,6 +41,9 @@ class EvaluationPrints:
     wording: Literal["words", "normal"] = "words"
     """How questions were cut into n-grams: "normal" by their normal form (wording.py); "words" by
     white space alone, in prints that were written before."""
+    signatures: frozenset[str] = frozenset()
+    """The looks with their thumbnails (likeness.Look.text); of a hash without one, as in prints
+    that were written before, the hash alone decides."""
 
     def __repr__(self) -> str:
         return (f"EvaluationPrints({self.name!r}: {len(self.samples)} questions, "
@@ -55,11 +59,30 @@ class EvaluationPrints:
         """The perceptual hashes, to be asked for near ones."""
         return BitIndex(sorted(self.looks), self.distance)
 
+    @cached_property
+    def thumbnails(self) -> dict[int, Any]:
+        """The thumbnails (K, 384) of each perceptual hash that has some."""
+        found: dict[int, list[bytes]] = {}
+        for look in map(Look.from_text, sorted(self.signatures)):
+            found.setdefault(look.bits, []).append(look.thumbnail)
+        return {bits: as_bytes(own) for bits, own in found.items()}
+
+    def shows(self, look: Look) -> bool:
+        """Whether a picture looks like one of these: a near hash, confirmed by a thumbnail. Never
+        by way of a third picture."""
+        for place in self.index.near(look.bits):
+            known = self.thumbnails.get(int(self.index.values[place]))
+            if known is None or not look.thumbnail \
+                    or confirmed(as_bytes([look.thumbnail])[0], known).any():
+                return True
+        return False
+
     def to_json(self) -> str:
         """One JSON document, equal for equal sets."""
         sets = {k: sorted(getattr(self, k)) for k in ("samples", "pictures", "looks", "grams")}
         # what prints of before do not have is left out, so that theirs stay the same
-        newer = {"wording": self.wording} if self.wording != "words" else {}
+        newer: dict[str, Any] = {} if self.wording == "words" else {"wording": self.wording}
+        newer |= {"signatures": sorted(self.signatures)} if self.signatures else {}
         return json.dumps({**sets, "n": self.n, "distance": self.distance, "name": self.name,
                            **newer})
 
@@ -75,15 +98,19 @@ class EvaluationPrints:
             found = json.loads(text)
             sets: dict[str, Any] = {k: frozenset(found.pop(k))
                                     for k in ("samples", "pictures", "looks", "grams")}
-            return cls(**sets, **found)
+            made = cls(**sets, **{**found, "signatures": frozenset(found.get("signatures", ()))})
+            _ = made.thumbnails  # a damaged one is refused here
+            return made
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise SelfloopError(f"evaluation prints: {error}; write them again with "
                                 "prints_of(samples, open_picture).to_json()") from None
 
 
 def prints_of(samples: Iterable[Sample], open_picture: Callable[[Media], Any] | None, *,
-              n: int = 13, distance: int = 6, name: str = "") -> EvaluationPrints:
-    """The prints of every evaluation sample; opens each picture once, or none for None.
+              n: int = 13, distance: int = 6, name: str = "", thumbnails: bool = True
+              ) -> EvaluationPrints:
+    """The prints of every evaluation sample; opens each picture once, or none for None. Without
+    `thumbnails` the perceptual hash alone says what looks alike.
 
     13-grams as in Brown et al. 2020 (arXiv 2005.14165, appendix C); as there, those of more than
     `COMMON` questions are wording and no evidence. Only questions without pictures leave n-grams:
@@ -92,7 +119,7 @@ def prints_of(samples: Iterable[Sample], open_picture: Callable[[Media], Any] | 
     """
     contexts: set[str] = set()
     seen: set[str] = set()
-    looks: set[int] = set()
+    looks: set[Look] = set()
     grams: Counter[str] = Counter()
     for sample in samples:
         if sample.context.identity in contexts:
@@ -100,26 +127,30 @@ def prints_of(samples: Iterable[Sample], open_picture: Callable[[Media], Any] | 
         contexts.add(sample.context.identity)
         for medium in sample.media:
             if open_picture and medium.kind == "image" and medium.identity not in seen:
-                looks.add(perceptual_hash(open_picture(medium)))
+                opened = open_picture(medium)
+                looks |= {look_of(opened), look_of(opened, mirrored=True)}
             seen |= {medium.identity, medium.sha256}
         if not sample.media:
             grams.update(digest(g) for g in shingles(sample.context.text, n))
     rare = frozenset(g for g, held in grams.items() if held <= COMMON)
-    return EvaluationPrints(frozenset(contexts), frozenset(seen), frozenset(looks), rare, n,
-                            distance, name, "normal")
+    return EvaluationPrints(frozenset(contexts), frozenset(seen),
+                            frozenset(look.bits for look in looks), rare, n, distance, name,
+                            "normal", frozenset(look.text for look in looks if thumbnails))
 
 
-def leak(sample: Sample, looks: Sequence[int], prints: EvaluationPrints) -> str | None:
+def leak(sample: Sample, looks: Sequence[Look], prints: EvaluationPrints) -> str | None:
     """How a sample is known from the evaluation, in words, or None.
 
-    `looks`: perceptual hashes of its pictures. Exact context, equal bytes, pictures within
-    `prints.distance` bits, or (without pictures) one shared n-gram.
+    `looks`: of its pictures. Exact context, equal bytes, a picture (or its mirror image) within
+    `prints.distance` bits whose thumbnail confirms it, or (without pictures) one shared n-gram.
+    Pictures saved again and resized are found; those cropped by more than a few percent are not,
+    nor is small print told apart: forms that differ in one number look the same.
     """
     if sample.context.identity in prints.samples:
         return "the same question and pictures"
     if any(m.sha256 in prints.pictures for m in sample.media):
         return "the same picture"
-    if any(prints.index.near(look) for look in looks):
+    if any(map(prints.shows, looks)):
         return "a picture that looks like one there"
     if not sample.media and prints.grams:
         for gram in sorted(prints.grams_of(sample.context.text)):
@@ -136,7 +167,7 @@ def leaks(samples: Iterable[Sample], prints: EvaluationPrints,
     """
     found = []
     for index, sample in enumerate(samples):
-        looks = [perceptual_hash(open_picture(m)) for m in sample.media if m.kind == "image"] \
+        looks = [look_of(open_picture(m)) for m in sample.media if m.kind == "image"] \
             if open_picture is not None else []
         how = leak(sample, looks, prints)
         if how:
@@ -183,8 +214,8 @@ class Decontaminated:
                 'Decontaminated(on_found="drop")')
         return kept, {"contaminated": int(state.get("contaminated", 0)) + len(found)}
 
-    def _looks(self, group: Group) -> list[int]:
-        looks = hashes_of(group)
+    def _looks(self, group: Group) -> list[Look]:
+        looks = looks_of(group)
         pictures = [m for m in group.sample.media if m.kind == "image"]
         if len(looks) < len(pictures) and not self.exact_only:
             raise SelfloopError(

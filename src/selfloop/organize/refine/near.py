@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from selfloop import keys
-from selfloop.likeness import bits_set
+from selfloop.likeness import BYTES, Look, as_bytes, bits_set, confirmed
 from selfloop.organize.refine.wording import units
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -92,6 +92,33 @@ def near_bits(hashes: Sequence[int], distance: int = 6) -> list[int]:
         for j in index.near(value):
             clusters.join(i, j)
     return _renumbered(clusters.of(int(i)) for i in back)
+
+
+def near_looks(looks: Sequence[Look], distance: int = 6) -> list[int]:
+    """The cluster of each look: hashes within the distance, confirmed by the thumbnails where both
+    have one (see likeness.confirmed). A look is compared with all of a near hash, so many pictures
+    of one template cost the square of their number.
+    """
+    if not looks:
+        return []
+    once = list(dict.fromkeys(looks))
+    of: dict[int, list[int]] = {}
+    for i, look in enumerate(once):
+        of.setdefault(look.bits, []).append(i)
+    thumbnails = as_bytes([look.thumbnail or bytes(BYTES) for look in once])
+    bare = np.array([not look.thumbnail for look in once])
+    index, clusters = BitIndex(list(of), distance), Clusters(len(once))
+    values = list(of)
+    for value, places in of.items():
+        near = np.array([j for k in index.near(value) for j in of[values[k]]])
+        for i in places:
+            later = near[near > i]
+            same = later if bare[i] else later[
+                bare[later] | confirmed(thumbnails[i], thumbnails[later])]
+            for j in same.tolist():
+                clusters.join(i, j)
+    place = {look: i for i, look in enumerate(once)}
+    return _renumbered(clusters.of(place[look]) for look in looks)
 
 
 def shingles(text: str, n: int) -> frozenset[str]:
