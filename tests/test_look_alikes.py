@@ -207,6 +207,14 @@ def test_prints_without_thumbnails_are_read_and_judge_by_the_hash(tmp_path):
         SamePicture()([damaged])
 
 
+def test_thumbnails_are_compared_in_blocks(monkeypatch):
+    thumbs = as_bytes([look_of(invoice(i % 7)).thumbnail for i in range(20)])
+    whole = confirmed(thumbs[3], thumbs)
+    monkeypatch.setattr("selfloop.likeness.AT_ONCE", 6)
+    assert whole.tolist() == confirmed(thumbs[3], thumbs).tolist() == [
+        i % 7 == 3 for i in range(20)]
+
+
 def test_many_looks_are_clustered_in_little_time():
     rng = np.random.default_rng(0)
     thumbs = rng.integers(0, 256, (10_000, BYTES), np.uint8)

@@ -7,6 +7,11 @@ import time
 
 import pytest
 
+from selfloop.collect.independent import Independent
+from selfloop.data import Samples
+from selfloop.engines.toy import ToyEngine
+from selfloop.loop import Evaluation, Learn, Loop
+from selfloop.optimize.losses.preference import DPO
 from selfloop.organize.chain import Chain
 from selfloop.organize.clear_view import ClearView
 from selfloop.organize.refine.balance import Balanced
@@ -30,8 +35,11 @@ from selfloop.organize.refine.replay import SelectiveReplay
 from selfloop.organize.refine.wording import normal, units, visible
 from selfloop.organize.signals import BestWorst, GroupAdvantage
 from selfloop.organize.verify.rules import yes_no
+from selfloop.organize.verify.vote import MajorityVote
 from selfloop.recipes.csr import csr
-from selfloop.roles import SelfloopError
+from selfloop.roles import Optim, SelfloopError
+from selfloop.running import run
+from selfloop.store import RunFolder
 from selfloop.types import Group, Message, Sample, Verdict, digest
 from test_refine_more import group, pair, picture, texts_of
 
@@ -83,6 +91,29 @@ def test_margins_are_compared_with_the_slack_of_a_sum():
 def test_length_balance_refuses_a_grid_that_it_cannot_walk(step):
     with pytest.raises(SelfloopError, match="above 0"):
         LengthBalance(step=step)
+
+
+# -- in a run ---------------------------------------------------------------------------------
+
+def test_a_run_rewards_the_majority_whatever_its_spelling_and_pairs_only_what_differs(tmp_path):
+    asked_once = Sample(prompt=(Message(role="user", content="is it ?"),),  # type: ignore[arg-type]
+                        answer="yes")
+    loop = Loop(
+        name="vote", sampler=Independent(n=12, max_new_tokens=1), verifier=MajorityVote(share=0),
+        learn={"solver": Learn(organizer=Chain(maker=BestWorst(gap=0, per_sample=12)),
+                               loss=DPO(), optim=Optim(lr=0.1, updates=1))},
+        evaluation=Evaluation(metric=yes_no), iterations=2)
+    run(loop, Samples.of([asked_once]), ToyEngine(("Yes", "yes", "YES", "No"), seed=3), tmp_path,
+        dev=Samples.of([asked_once]))
+    for step in range(2):
+        (judged_group,) = RunFolder(tmp_path).groups(step)
+        scores: dict[str, set[float | None]] = {}
+        for rollout, verdict in zip(judged_group.rollouts, judged_group.verdicts, strict=True):
+            scores.setdefault(rollout.text.strip().lower(), set()).add(verdict.score)
+        assert scores["yes"] == {1.0} and scores.get("no", {0.0}) == {0.0}
+        of = {r.id: r.text.strip().lower() for r in judged_group.rollouts}
+        made = RunFolder(tmp_path).signals(step, "solver")
+        assert all((of[s.rollouts[0]], of[s.rollouts[1]]) == ("yes", "no") for s in made)
 
 
 # -- degenerate text --------------------------------------------------------------------------

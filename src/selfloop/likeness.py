@@ -26,6 +26,8 @@ def perceptual_hash(image: Image.Image) -> int:
 
 LUMA, CHROMA = 16, 8
 """Sides of a thumbnail: brightness is kept finer than colour."""
+AT_ONCE = 4096
+"""Thumbnails that are compared at once: some 20 MiB, however many there are."""
 BYTES = LUMA * LUMA + 2 * CHROMA * CHROMA
 
 
@@ -82,6 +84,9 @@ def confirmed(one: Words, others: Words) -> Words:
     photographs saved again (JPEG 30 to 90), resized to a quarter, and cropped by 4 % a fifth is
     never exceeded; among 4,950 pairs of invoices of one template it always is.
     """
+    if len(others) > AT_ONCE:
+        return np.concatenate([confirmed(one, others[i:i + AT_ONCE])
+                               for i in range(0, len(others), AT_ONCE)])
     split = LUMA * LUMA
     y, many = one[:split].astype(np.float32), others[:, :split].astype(np.float32)
     mean, means = y.mean(), many.mean(1)
