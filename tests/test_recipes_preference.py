@@ -483,8 +483,9 @@ def test_stic_described_on_the_toy(tmp_path: Path) -> None:
     ("seva", ["options.causes=[blur, crop]", "options.severity=0.8"], ["blur", "0.8", "DPO"]),
     ("stic", ["options.guide=look twice", "options.anchor=0"], ["look twice", "pick_one=True"]),
     ("stic_described", ["options.labels=rationale"], ["Describe(", "strict=True", "Supervise()"]),
-    ("csr", ["options.encoder=selfloop.testbeds.scenes_looks:Looks", "options.ranks=true"],
-     ["Looks()", "ranks=True"]),
+    ("csr", ["options.encoder=selfloop.testbeds.scenes_looks:Looks", "options.ranks=true",
+             "options.broken={scripts: [LATIN, CYRILLIC], word_count: 60}"],
+     ["Looks()", "ranks=True", "scripts=('LATIN', 'CYRILLIC')", "word_count=60"]),
     ("rlaif_v", ["options.by_rule=selfloop.testbeds.scenes_looks:claims", "options.votes=3"],
      ["scenes_looks:claims", "n=3"]),
 ])

@@ -117,10 +117,17 @@ def group(*words: str, **more) -> Group:
 @pytest.mark.parametrize(("words", "scores"), [
     (["7", "3 4 = 7", "8"], [1, 1, 0]), (["7", "8", "9"], [None] * 3), (["", "", "7"], [None] * 3),
     (["", "", ""], [None] * 3), (["7", "8"], [1, 0]), (["7"], [1]),
+    (["Yes", "yes", "YES", "No", "No"], [1, 1, 1, 0, 0]),     # spelling is no other answer
+    (["1,200", "1200", "7"], [1, 1, 0]), (["(B)", "b.", "C"], [1, 1, 0]),
+    (["-7", "7", "-7."], [1, 0, 1]), ([".5", "5", ".5"], [1, 0, 1]),
+    (["1 2", "12", "3"], [1, 1, 0]), (["+", "+", "*"], [1, 1, 0]),
 ])
 def test_majority_vote(words, scores):
     assert [v.score for v in MajorityVote(share=0.5)(group(*words))] == scores
     assert MajorityVote(share=0.0)(group("7", "8", "9"))[0].score == 1.0
+    votes = MajorityVote(share=0.0)(group("Yes", "yes", "YES", "No", "No"))
+    assert [(v.score, v.parts["vote_share"]) for v in votes[::4]] == [(1.0, 0.6), (0.0, 0.6)]
+    assert votes[0].rationale == "Yes", "what was parsed is kept as it was said"
 
 
 def evidence(words: str) -> str | None:

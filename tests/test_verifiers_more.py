@@ -369,7 +369,7 @@ def test_uncertainty_peak(answers, value):
 
 @pytest.mark.parametrize(("words", "normal"), [
     ("1,200", "1200"), ("  Red  Car. ", "red car"), ("-7", "-7"), ("7", "7"), ("", None),
-    ("!", None),
+    ("!", None), (".5", ".5"), ("-.5", "-.5"), ("1 2", "12"), ("YES", "yes"), ("(-7)", "-7"),
 ])
 def test_normal_answers(words, normal):
     assert normal_answer(words) == normal

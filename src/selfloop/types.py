@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import ClassVar, Literal, Self
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from selfloop.words import (
     Context,
@@ -157,6 +157,7 @@ class Verdict(Word):
 
     score: float | None = Field(default=None, allow_inf_nan=False)
     parts: dict[str, float] = Field(default_factory=dict)
+    """What it is made of, by name. A part that is NaN is unknown, and left out."""
     token_scores: tuple[float, ...] | None = None
     spans: tuple[tuple[int, int, float], ...] = ()
     """(start, end, score) in characters of the output: claim and step checks."""
@@ -166,6 +167,12 @@ class Verdict(Word):
     """True when the verifier failed rather than abstained; implies `score is None`."""
     cost: float = 0.0
     """In the verifier's own currency (tokens, or money where `meta` says so)."""
+
+    @field_validator("parts")
+    @classmethod
+    def _unknown_is_no_number(cls, parts: dict[str, float]) -> dict[str, float]:
+        # not refused: a run that stored one stays readable
+        return {name: value for name, value in parts.items() if value == value}
 
     @model_validator(mode="after")
     def _an_error_has_no_score(self) -> Self:

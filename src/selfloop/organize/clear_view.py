@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from selfloop.organize.signals import HERE, clean, trained_on
-from selfloop.types import AnySignal, Branch, Distill, Group
+from selfloop.types import AnySignal, Branch, Distill, Group, Verdict
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,9 @@ class ClearView:
         made: list[AnySignal] = []
         for group in groups:
             told: set[str] = set()
+            verdicts = group.verdicts or (Verdict(),) * len(group.rollouts)
             for i, (rollout, verdict) in enumerate(
-                    zip(group.rollouts, group.verdicts, strict=True)):
+                    zip(group.rollouts, verdicts, strict=True)):
                 kept = self.at_least is None or (
                     verdict.score is not None and verdict.score >= self.at_least)
                 if not kept or rollout.text in told or not rollout.context.media:

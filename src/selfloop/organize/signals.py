@@ -12,6 +12,7 @@ from statistics import fmean, pstdev
 from typing import Any, ClassVar
 
 from selfloop import keys
+from selfloop.organize.refine.wording import visible
 from selfloop.types import (
     Advantage,
     AnySignal,
@@ -24,6 +25,8 @@ from selfloop.types import (
     Rollout,
 )
 
+EDGE = 1e-9
+"""So that .3 - .1 is a gap of .2."""
 HERE = Branch(context=Context(prompt=()), text="")
 """Stands for a branch in the examples of `makes`."""
 
@@ -31,6 +34,11 @@ HERE = Branch(context=Context(prompt=()), text="")
 def clean(context: Context) -> Context:
     """The context with every picture as it was before any operation."""
     return context.seen_as(tuple(m.plain for m in context.media))
+
+
+def says_more(chosen: Rollout, rejected: Rollout) -> bool:
+    """Whether the one can be preferred to the other: it says something, and not the same."""
+    return bool(visible(chosen.text)) and chosen.text.strip() != rejected.text.strip()
 
 
 def trained_on(rollout: Rollout, as_drawn: bool) -> Branch:
@@ -88,7 +96,8 @@ class Demonstrate:
 class BestWorst:
     """Prefer the best judged rollout to the worst (iterative DPO; primitives F4).
 
-    Ties are broken by a keyed draw; `per_sample` pairs use the next best and next worst.
+    Ties are broken by a keyed draw; `per_sample` pairs use the next best and next worst. Equal
+    scores and equal texts are no pair, and an empty answer is never preferred.
     """
 
     gap: float = 0.5
@@ -110,8 +119,9 @@ class BestWorst:
             mixed = [judged[i] for i in keys.shuffled(len(judged), f"{key}/{group.sample.id}")]
             ranked = sorted(mixed, key=lambda rs: -rs[1])
             for best, worst in list(zip(ranked, reversed(ranked), strict=True))[:self.per_sample]:
-                if best[1] - worst[1] >= self.gap:
-                    made.append(self._pair(group, best[0], worst[0], best[1] - worst[1], key))
+                apart = best[1] - worst[1]
+                if apart > 0 and apart >= self.gap - EDGE and says_more(best[0], worst[0]):
+                    made.append(self._pair(group, best[0], worst[0], apart, key))
         return made
 
     def _pair(self, group: Group, best: Rollout, worst: Rollout, gap: float, key: str) -> Pair:

@@ -17,23 +17,23 @@ from selfloop.organize.verify.calibrated import Calibrated
 from selfloop.organize.verify.similarity import encoder_named
 from selfloop.roles import Optim, Sampling, Verifier
 
-CLIP = "openai/clip-vit-large-patch14-336"
+CLIP, BROKEN = "openai/clip-vit-large-patch14-336", Degenerate()
 
 
 def csr(metric: Verifier, *, encoder: str = CLIP, weight: float = 0.9, ranks: bool = False,
         width: int = 5, depth: int = 15, stop: tuple[str, ...] = (".", "!", "?"),
         temperature: float = 0.0, diversity: float = 3.0, shortest: int = 4,
-        sentence_tokens: int = 70, images: str = "", lr: float = 1e-7,
-        samples: int | None = None, iterations: int = 3, updates: int | None = None,
-        epochs: int = 1, batch: int = 8, beta: float = 0.1, seed: int = 0) -> Loop:
-    """`encoder` is a CLIP or SigLIP folder, or module:name of an Encoder; `metric` judges dev."""
+        sentence_tokens: int = 70, images: str = "", lr: float = 1e-7, samples: int | None = None,
+        iterations: int = 3, updates: int | None = None, epochs: int = 1, batch: int = 8,
+        beta: float = 0.1, broken: Degenerate = BROKEN, seed: int = 0) -> Loop:
+    """`encoder`: a CLIP or SigLIP folder, or module:name of one; `broken`: text that is dropped."""
     return Loop(
         name="csr", sampler=SentenceTree(
             width=width, depth=depth, stop=stop, sentence_tokens=sentence_tokens,
             temperature=temperature, diversity=diversity, shortest=shortest),
         verifier=Calibrated(encoder_named(encoder), weight, ranks, stop, images),
         learn={"solver": Learn(
-            organizer=Chain((Degenerate(),), Pairs(BestVersusWorst(), margins=False)),
+            organizer=Chain((broken,), Pairs(BestVersusWorst(), margins=False)),
             loss=DPO(beta), optim=Optim(lr=lr, updates=updates, epochs=epochs, batch=batch,
                                         schedule="cosine", warmup=5))},
         evaluation=Evaluation(metric=metric, sampling=Sampling(temperature=0.0)),

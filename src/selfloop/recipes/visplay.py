@@ -2,7 +2,7 @@
 
 **Same**: a question earns min(s, 1 - s), s = share of the solver's most frequent answer, less the
 share of questions like it; the solver learns from those with .3 <= s <= .8; GRPO with KL for both.
-**Differs**: likeness in a picture; no question types; shared weights; `checks` and `steer` are ours.
+**Differs**: likeness in a picture; no question types; shared weights; `checks`, `steer` are ours.
 """
 from selfloop.collect.propose import PROPOSE, AskOrAnswer, Propose, plain_question, tagged_question
 from selfloop.collect.steered import plain_or_steered

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from selfloop.doors import asking
-from selfloop.likeness import perceptual_hash
+from selfloop.likeness import Look, look_of
 from selfloop.organize.judging import failure
 from selfloop.organize.verify.similarity import DualEncoder
 from selfloop.pictures import Library
@@ -23,7 +23,8 @@ from selfloop.types import Group, Media, Rollout, Verdict
 
 @dataclass(frozen=True)
 class WithHashes:
-    """A verifier that also leaves `annotations["perceptual_hashes"]`, 16 hex digits a picture.
+    """A verifier that also leaves `annotations["perceptual_hashes"]`, 16 hex digits a picture, and
+    `annotations["picture_thumbnails"]`, 384 bytes in base64, which confirm what hashes say.
 
     Wraps a synchronous verifier of rollouts or of groups. `images` is where pictures without a
     path lie (a run's images folder). Video and sound are not hashed.
@@ -35,8 +36,10 @@ class WithHashes:
     def __call__(self, group: Group, **offered: Any) -> Group:
         """The group judged and annotated. Gold values reach only a verifier that names them."""
         looks = [_look(m, self.images) for m in group.sample.media if m.kind == "image"]
-        return _with(_judged(self.verifier, group, offered),
-                     "perceptual_hashes", [f"{look:016x}" for look in looks])
+        bits, _, thumbnails = zip(*(x.text.partition(":") for x in looks), strict=True) \
+            if looks else ((), (), ())
+        judged = _with(_judged(self.verifier, group, offered), "perceptual_hashes", list(bits))
+        return _with(judged, "picture_thumbnails", list(thumbnails))
 
 
 @dataclass(frozen=True)
@@ -153,13 +156,13 @@ def _answered(verifier: Any, value: Any) -> Any:
 
 
 @lru_cache(maxsize=100_000)
-def _hash_of(medium: str, images: str) -> int:
+def _look_at(medium: str, images: str) -> Look:
     library = Library(Path(images)) if images else Library()
-    return perceptual_hash(library.open(Media.from_json(medium)))
+    return look_of(library.open(Media.from_json(medium)))
 
 
-def _look(medium: Media, images: str) -> int:
-    return _hash_of(medium.plain.to_json(), images)
+def _look(medium: Media, images: str) -> Look:
+    return _look_at(medium.plain.to_json(), images)
 
 
 @lru_cache(maxsize=100_000)

@@ -45,7 +45,9 @@ class Balanced:
 
     A vote that always says "yes" and is right 9 times in 10 teaches "yes": classes are what
     `alike` tells apart (SameAnswer, SameField). Which groups stay is drawn by key. Classes of
-    fewer than `least` groups do not count as the smallest. Groups of unknown class leave.
+    fewer than `least` groups do not count as the smallest, unless all are so small: then the
+    smallest of them counts, and no step is lost for having few groups. Groups of unknown class
+    leave.
     """
 
     alike: Alike
@@ -58,7 +60,8 @@ class Balanced:
         for i, label in enumerate(self.alike(groups)):
             if label is not None:
                 classes[label].append(i)
-        sizes = [len(c) for c in classes.values() if len(c) >= self.least]
+        every = [len(c) for c in classes.values()]
+        sizes = [n for n in every if n >= self.least] or every
         cap = max(1, int(self.ratio * min(sizes))) if sizes else 0
         kept = [members[j] for label, members in classes.items()
                 for j in keys.shuffled(len(members), f"{key}/{label}")[:cap]]

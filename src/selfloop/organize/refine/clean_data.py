@@ -8,8 +8,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from selfloop.data import Samples, load
-from selfloop.likeness import perceptual_hash, pixel_hash
-from selfloop.organize.refine.decontaminate import SHOWN, See, leaks, prints_of, seen_by
+from selfloop.likeness import Look, pixel_hash
+from selfloop.organize.refine.decontaminate import (
+    SHOWN,
+    See,
+    both_looks,
+    leaks,
+    prints_of,
+    seen_by,
+)
 from selfloop.pictures import Library
 from selfloop.roles import SelfloopError
 from selfloop.types import Media, Sample
@@ -108,25 +115,25 @@ class _Seen:
 
     looks: bool
 
-    def __call__(self, medium: Media) -> tuple[str | None, int | None]:
+    def __call__(self, medium: Media) -> tuple[str | None, tuple[Look, ...]]:
         at = (medium.identity, self.looks)
         if at not in _KNOWN:
             _KNOWN[at] = self._hashes(medium)
         return _KNOWN[at]
 
-    def _hashes(self, medium: Media) -> tuple[str | None, int | None]:
+    def _hashes(self, medium: Media) -> tuple[str | None, tuple[Look, ...]]:
         if medium.kind != "image" or ("frame" in medium.meta and not self.looks):
-            return None, None
+            return None, ()
         try:
             picture = _LIBRARY.open(medium)
         except SelfloopError:
             if self.looks:
                 raise
-            return None, None
-        return pixel_hash(picture), perceptual_hash(picture) if self.looks else None
+            return None, ()
+        return pixel_hash(picture), both_looks(picture) if self.looks else ()
 
 
 _LIBRARY = Library(None, keep_pixels=0)
-_KNOWN: dict[tuple[str, bool], tuple[str | None, int | None]] = {}
+_KNOWN: dict[tuple[str, bool], tuple[str | None, tuple[Look, ...]]] = {}
 """By what a picture shows (`Media.identity`), so that a plan that reads the data thrice opens the
 pictures once."""

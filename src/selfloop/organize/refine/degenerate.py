@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from selfloop.organize.refine.filters import only
+from selfloop.organize.refine.wording import normal, units, visible
 from selfloop.types import Group
+
+LETTERLESS = 20
+"""So many times more often may digits, rules and leaders repeat: 1000000000000, ------------."""
+RULES = frozenset("-_=.\u00b7\u2026*#~+|\u2013\u2014\u2500\u2550\u2022")
+"""Characters that lines are drawn with."""
+NUMERIC = frozenset("0123456789 \n\t[](){},.;:+-*/=%<>|")
+"""Characters that lists of numbers, matrices and boxes are written with."""
+WINDOW = 8
+"""Characters of which two equal runs, equally far apart again and again, make a period."""
+PERIODIC = 24
+"""Characters that repeat at least, for a period to count: "ha ha ha" is a laugh."""
+FAMILY = frozenset(("CJK", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "IDEOGRAPHIC", "BOPOMOFO"))
+"""Scripts that are mixed in one text; a text that may have one may have all."""
 
 
 @dataclass(frozen=True)
@@ -18,70 +34,175 @@ class Degenerate:
 
     The limits are those of CSR (arXiv 2405.14622, released code: six equal words in a row, eleven
     equal characters, more than 5 newlines, foreign scripts) and SENA (released code: a word more
-    than 30 times, more than half of the characters neither letter nor digit). CSR counts newlines
-    within one sentence; here they count in a row, so that a worked solution passes.
+    than 30 times, more than half of the characters neither letter nor digit, repeated sentences).
+    CSR counts newlines within one sentence; here they count in a row, so that a worked solution
+    passes. Tables, JSON, lists of numbers and fenced code are not prose: no limit on words,
+    phrases and symbols holds in them. A foreign script is one that neither `scripts` name, nor the
+    question is in, nor most answers of the group; symbols and emoji are of no script.
     """
 
     phrase_repeats: int = 6
-    """So many times the same phrase of one to five words, one after the other."""
+    """So many times the same phrase, one after the other, with or without spaces; or the same
+    sentence anywhere."""
     character_repeats: int = 11
     word_count: int = 30
-    """So often may one word of two letters or more occur in a text."""
+    """So often may one word of two letters or more occur in a text of any length ..."""
+    word_share: float = 0.2
+    """... and more often up to this share of its words: of English prose, 6 % are "the"."""
     newlines: int = 5
     symbols: float = 0.5
     """Largest share of characters other than letters, digits and white space."""
     short: int = 20
     """Texts of fewer characters are not measured by `symbols`: "-7." is an answer."""
     scripts: tuple[str, ...] | None = ("LATIN", "GREEK", "MATHEMATICAL")
-    """Scripts a letter may be of, by the first word of its Unicode name; None = any."""
+    """Scripts a letter may be of, by the first word of its Unicode name, beside those of the
+    question and of most answers; None = any."""
     empty: bool = True
-    """Whether white space alone is degenerate, too."""
+    """Whether white space (and what shows nothing) alone is degenerate, too."""
 
     def __call__(self, groups: Sequence[Group]) -> list[Group]:
         """The same groups without degenerate rollouts."""
-        return [only(g, [self.reason(r.text) is None for r in g.rollouts]) for g in groups]
+        return [only(g, [self.reason(r.text, own) is None for r in g.rollouts])
+                for g, own in zip(groups, map(scripts_about, groups), strict=True)]
 
-    def reason(self, text: str) -> str | None:
-        """What is wrong with a text, in words, or None. Linear in its length."""
-        words = text.lower().split()
-        if not words:
+    def reason(self, text: str, about: frozenset[str] = frozenset()) -> str | None:
+        """What is wrong with a text, in words, or None. `about`: further scripts that a letter may
+        be of (see `scripts_about`). Linear in its length."""
+        seen = visible(text)
+        if not seen:
             return "empty" if self.empty else None
-        if _longest_phrase_run(words) >= self.phrase_repeats:
+        prose = _prose(seen)
+        words = prose.lower().split()
+        if self._repeats(prose, words):
             return "a phrase repeats"
-        if re.search(rf"(\S)\1{{{self.character_repeats - 1}}}", text):
+        if any(len(found[0]) >= self.character_repeats * _patience(found[1]) for found in
+               re.finditer(rf"(\S)\1{{{self.character_repeats - 1}}}\1*", seen)):
             return "a character repeats"
-        if max(Counter(w for w in words if len(w) > 1).values(), default=0) > self.word_count:
+        told = Counter(w for w in words if len(w) > 1 and any(map(str.isalpha, w)))
+        most = max(told.values(), default=0)
+        if most > self.word_count and most > self.word_share * len(words):
             return "a word occurs too often"
-        if re.search(rf"(?:\n[^\S\n]*){{{self.newlines + 1}}}", text):
+        if re.search(rf"(?:\n[^\S\n]*){{{self.newlines + 1}}}", seen):
             return "newlines repeat"
-        if len(text) >= self.short and _symbol_share(text) > self.symbols:
+        if len(prose) >= self.short and _symbol_share(prose) > self.symbols:
             return "mostly symbols"
-        if self.scripts is not None and _foreign(text, self.scripts):
+        if self.scripts is not None and _scripts(seen).keys() - {
+                "ASCII"} - _united({*self.scripts, *about}):
             return "a foreign script"
         return None
 
+    def _repeats(self, prose: str, words: Sequence[str]) -> bool:
+        return _a_phrase_follows_itself(words, self.phrase_repeats) \
+            or _periodic(" ".join(words), self.phrase_repeats) \
+            or _most_said(prose) >= self.phrase_repeats
 
-def _longest_phrase_run(words: Sequence[str], longest: int = 5) -> int:
-    """How often a phrase of up to `longest` words follows itself at most (1 = never)."""
-    best = 1
+
+def scripts_about(group: Group) -> frozenset[str]:
+    """Scripts of the questions of a group, and the one that most of two or more answers are in."""
+    asked = {group.sample.context.text, *(r.context.text for r in group.rollouts)}
+    mains = Counter(_main(r.text) for r in group.rollouts if visible(r.text))
+    script, count = mains.most_common(1)[0] if mains else ("", 0)
+    led = {script} if count >= 2 and 2 * count > mains.total() else set()
+    return frozenset(led.union(*map(_scripts, asked)))
+
+
+def _main(text: str) -> str:
+    """The script of most letters of a text; "" without any."""
+    found = _scripts(text)
+    return max(sorted(found), key=lambda name: found[name]) if found else ""
+
+
+def _scripts(text: str) -> Counter[str]:
+    """How many letters there are of each script: "ASCII", or the first word of Unicode's names.
+
+    Letters are taken by what they stand for (NFKC): of the sign for micro that is Greek, of
+    superscripts, of the real numbers' R and of full width it is Latin. Letter-like symbols
+    (U+2100 to U+214F) and modifiers are of no script.
+    """
+    found: Counter[str] = Counter()
+    for character, times in Counter(text).items():
+        if character.isascii():
+            found["ASCII"] += times * character.isalpha()
+        elif not 0x2100 <= ord(character) <= 0x214F:
+            for letter in filter(str.isalpha, unicodedata.normalize("NFKC", character)):
+                found["ASCII" if letter.isascii() else
+                      unicodedata.name(letter, "UNNAMED").split()[0]] += times
+    del found["MODIFIER"]
+    return +found
+
+
+def _united(scripts: set[str]) -> set[str]:
+    return scripts | FAMILY if scripts & FAMILY else scripts
+
+
+def _prose(text: str) -> str:
+    """The text without what is written by other rules: fenced code, JSON, tables, bare numbers."""
+    text = re.sub(r"```[^`]*```", " ", text)
+    if _is_json(text) or (set(text) <= NUMERIC and any(map(str.isdigit, text))):
+        return ""
+    lines: list[str] = []
+    for bars, same in groupby(text.split("\n"), key=lambda line: line.count("|")):
+        rows = list(same)
+        lines += rows if bars < 2 or len(rows) < 2 else []
+    return "\n".join(lines)
+
+
+def _is_json(text: str) -> bool:
+    if not text.lstrip().startswith(("[", "{")):
+        return False
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _patience(character: str) -> int:
+    return LETTERLESS if character.isdigit() or character in RULES else 1
+
+
+def _a_phrase_follows_itself(words: Sequence[str], times: int, longest: int = 5) -> bool:
+    """Whether a phrase of up to `longest` words stands so many times in a row."""
     for size in range(1, longest + 1):
         run = 0  # words in a row that equal the one `size` before
         for i in range(size, len(words)):
             run = run + 1 if words[i] == words[i - size] else 0
-            best = max(best, run // size + 1)
-    return best
+            repeats = run // size + 1
+            if repeats >= times and (repeats >= LETTERLESS * times or any(
+                    map(str.isalpha, "".join(words[i - size + 1:i + 1])))):
+                return True
+    return False
+
+
+def _periodic(text: str, times: int) -> bool:
+    """Whether characters follow themselves so many times, `PERIODIC` of them at least.
+
+    Every window of characters is looked up where it last stood; in a period it always stands
+    equally far back. Periods in which a window stands twice are left to the count of sentences.
+    """
+    last: dict[str, int] = {}
+    before = run = 0
+    for i in range(len(text) - WINDOW + 1):
+        window = text[i:i + WINDOW]
+        back = i - last.get(window, i)
+        run = run + 1 if back and back == before else 1
+        before, last[window] = back, i
+        whole = run + back + WINDOW - 1
+        if back and whole >= max(PERIODIC, times * back) and (
+                whole >= LETTERLESS * max(PERIODIC, times * back)
+                or any(map(str.isalpha, text[i + WINDOW - back:i + WINDOW]))):
+            return True
+    return False
+
+
+def _most_said(prose: str) -> int:
+    """How often the sentence of three words or more that is said most is said."""
+    said = Counter(normal(s) for s in re.split(r"[.!?\u3002\uff01\uff1f\n]+", prose))
+    return max((n for sentence, n in said.items() if n > 1 and len(units(sentence)) > 2), default=0)
 
 
 def _symbol_share(text: str) -> float:
-    seen = [c for c in text if not c.isspace()]
+    """The share of symbols; a line that is drawn, or a leader, counts as one."""
+    seen = [c for c, run in groupby(c for c in text if not c.isspace())
+            for _ in (run if c not in RULES else c)]
     return sum(not c.isalnum() for c in seen) / len(seen)
-
-
-def _foreign(text: str, scripts: Iterable[str]) -> bool:
-    known = tuple(scripts)
-    odd = {c for c in set(text) if ord(c) > 127 and (c.isalpha() or _is_emoji(c))}
-    return any(not unicodedata.name(c, "").startswith(known) for c in odd)
-
-
-def _is_emoji(character: str) -> bool:
-    return unicodedata.category(character) == "So" and ord(character) >= 0x1F000

@@ -6,11 +6,14 @@ balance.py caps and balances by such labels: duplicates leave when at most one o
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
-from selfloop.organize.refine.near import Clusters, near_bits, near_texts, near_vectors
+from selfloop.likeness import Look, thumbnail_from
+from selfloop.organize.refine.near import Clusters, near_looks, near_texts, near_vectors
+from selfloop.organize.refine.wording import normal, visible
 from selfloop.roles import SelfloopError
 from selfloop.types import Group
 
@@ -35,24 +38,37 @@ def hashes_of(group: Group) -> list[int]:
     return values
 
 
+def looks_of(group: Group) -> list[Look]:
+    """`hashes_of`, each with its thumbnail of `annotations["picture_thumbnails"]`, if the group has
+    as many: runs of before have none. Raises SelfloopError for what is no thumbnail."""
+    bits, found = hashes_of(group), group.annotations.get("picture_thumbnails")
+    if not isinstance(found, list) or len(found) != len(bits):
+        return [Look(b) for b in bits]
+    try:
+        return [Look(b, thumbnail_from(str(t))) for b, t in zip(bits, found, strict=True)]
+    except ValueError as error:
+        raise SelfloopError(f"sample {group.sample.id}: annotations['picture_thumbnails']: "
+                            f"{error}; write them with annotate.WithHashes") from None
+
+
 @dataclass(frozen=True)
 class SamePicture:
-    """Groups that share a picture: by its bytes, or by perceptual hash up to `distance` bits."""
+    """Groups that share a picture: by its bytes, or by perceptual hash up to `distance` bits and,
+    where the groups have them, by thumbnails. Mirrored and cropped pictures are others."""
 
     distance: int = 6
 
     def __call__(self, groups: Sequence[Group]) -> list[Label]:
         """None for groups without pictures."""
-        marks: list[int | str] = []
+        marks: list[Look | str] = []
         owners: list[int] = []
         for i, group in enumerate(groups):
-            own: list[int | str] = [*hashes_of(group),
-                                    *(m.sha256 for m in group.sample.media)]
+            own: list[Look | str] = [*looks_of(group),
+                                     *(m.sha256 for m in group.sample.media)]
             marks += own
             owners += [i] * len(own)
-        looks = [m for m in marks if isinstance(m, int)]
-        near = iter(near_bits(looks, self.distance))
-        names = [("look", next(near)) if isinstance(m, int) else ("bytes", m) for m in marks]
+        near = iter(near_looks([m for m in marks if isinstance(m, Look)], self.distance))
+        names = [("look", next(near)) if isinstance(m, Look) else ("bytes", m) for m in marks]
         clusters, first = Clusters(len(groups)), dict[Hashable, int]()
         for name, owner in zip(names, owners, strict=True):
             clusters.join(first.setdefault(name, owner), owner)
@@ -109,7 +125,9 @@ class SameField:
 class SameAnswer:
     """Groups whose answers judged right mostly say the same: a class without reading labels.
 
-    What an answer says is the `rationale` of its verdict, where rules leave what they parsed.
+    What an answer says is the `rationale` of its verdict, where rules leave what they parsed, by
+    its normal form (wording.py): "Yes" and "yes." are one class. A sentence that
+    opens with yes or no ("Yes, there is a red car") is of that class: so the rule `yes_no` has it.
     """
 
     def __call__(self, groups: Sequence[Group]) -> list[Label]:
@@ -117,5 +135,16 @@ class SameAnswer:
         return [self._said(g) for g in groups]
 
     def _said(self, group: Group) -> str | None:
-        said = Counter(v.rationale for v in group.verdicts if v.right and v.rationale)
+        said = Counter(_class_of(v.rationale) for v in group.verdicts
+                       if v.right and visible(v.rationale))
         return said.most_common(1)[0][0] if said else None
+
+
+_YES_NO = re.compile(
+    r"(yes|no)(?=$|\s*[,;:!]|\.(?!\s*\d)|\s+(?:it|there|they|he|she|this|that|the|i|we)\b)", re.I)
+
+
+def _class_of(said: str) -> str:
+    bare = _YES_NO.match(said.lstrip(" *\"'(\n"))
+    both = {"yes", "no"} <= set(words := normal(said).split())
+    return bare[1].lower() if bare and not both else " ".join(words)

@@ -61,9 +61,9 @@ class Finished:
 
 
 def only(group: Group, keep: Sequence[bool]) -> Group:
-    """The group with the marked rollouts alone, and their verdicts where it has any; one mark a
-    rollout."""
-    verdicts = tuple(v for v, k in zip(group.verdicts, keep, strict=False) if k)
+    """The group with the marked rollouts and their verdicts alone; one mark a rollout. A group
+    that was never judged stays unjudged: no verdicts are as many that abstain."""
+    verdicts = tuple(v for v, k in zip(group.verdicts, keep, strict=bool(group.verdicts)) if k)
     rollouts = tuple(r for r, k in zip(group.rollouts, keep, strict=True) if k)
     return group.model_copy(update={"rollouts": rollouts, "verdicts": verdicts})
 

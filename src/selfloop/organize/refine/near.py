@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from selfloop import keys
-from selfloop.likeness import bits_set
+from selfloop.likeness import BYTES, Look, as_bytes, bits_set, confirmed
+from selfloop.organize.refine.wording import units
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SLACK = 1e-9
@@ -93,9 +94,41 @@ def near_bits(hashes: Sequence[int], distance: int = 6) -> list[int]:
     return _renumbered(clusters.of(int(i)) for i in back)
 
 
+def near_looks(looks: Sequence[Look], distance: int = 6) -> list[int]:
+    """The cluster of each look: hashes within the distance, confirmed by the thumbnails where both
+    have one (see likeness.confirmed). A look is compared with all of a near hash, so many pictures
+    of one template cost the square of their number.
+    """
+    if not looks:
+        return []
+    once = list(dict.fromkeys(looks))
+    of: dict[int, list[int]] = {}
+    for i, look in enumerate(once):
+        of.setdefault(look.bits, []).append(i)
+    thumbnails = as_bytes([look.thumbnail or bytes(BYTES) for look in once])
+    bare = np.array([not look.thumbnail for look in once])
+    index, clusters = BitIndex(list(of), distance), Clusters(len(once))
+    values = list(of)
+    for value, places in of.items():
+        near = np.array([j for k in index.near(value) for j in of[values[k]]])
+        for i in places:
+            later = near[near > i]
+            same = later if bare[i] else later[
+                bare[later] | confirmed(thumbnails[i], thumbnails[later])]
+            for j in same.tolist():
+                clusters.join(i, j)
+    place = {look: i for i, look in enumerate(once)}
+    return _renumbered(clusters.of(place[look]) for look in looks)
+
+
 def shingles(text: str, n: int) -> frozenset[str]:
-    """The word n-grams of a text, case and white space apart; of a shorter text, the whole."""
-    words = text.lower().split()
+    """The word n-grams of a text in its normal form (see wording.py; of scripts without spaces,
+    n-grams of characters); of a shorter text, the whole."""
+    return grams_of(units(text), n)
+
+
+def grams_of(words: Sequence[str], n: int) -> frozenset[str]:
+    """All n words in a row, joined by spaces; of fewer words, all of them; of none, nothing."""
     return frozenset(" ".join(words[i:i + n]) for i in range(max(1, len(words) - n + 1))) \
         if words else frozenset()
 
@@ -113,8 +146,8 @@ def near_texts(texts: Sequence[str], jaccard: float = 0.8, n: int = 3) -> list[i
     sets are looked up by two n-grams (k = 2), others by one: about linear, unless many long texts
     consist of the same few n-grams. Texts without words are near nothing but each other.
     """
-    plain = [" ".join(t.lower().split()) for t in texts]
-    grams = {t: shingles(t, n) for t in dict.fromkeys(plain)}
+    plain = [" ".join(units(t)) for t in texts]
+    grams = {t: grams_of(t.split(), n) for t in dict.fromkeys(plain)}
     common = Counter(s for own in grams.values() for s in own)
     rank = {s: i for i, s in enumerate(sorted(common, key=lambda s: (common[s], s)))}
     sets = [frozenset(rank[s] for s in own) for own in grams.values()]

@@ -10,7 +10,7 @@ from pydantic import JsonValue
 
 from selfloop import keys
 from selfloop.doors import asking
-from selfloop.organize.verify.answer_spread import normal_answer
+from selfloop.organize.verify.rules import normal_answer
 from selfloop.organize.verify.vote import majority
 from selfloop.roles import SelfloopError
 from selfloop.types import Group, Rollout, Sample

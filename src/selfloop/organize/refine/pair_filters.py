@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from statistics import fmean
 
-from selfloop.organize.refine.degenerate import Degenerate
+from selfloop.organize.refine.degenerate import Degenerate, scripts_about
 from selfloop.organize.refine.pairs import Candidate
+from selfloop.organize.refine.wording import units, visible
+from selfloop.organize.signals import EDGE
+from selfloop.roles import SelfloopError
 
 
 def _plain(text: str) -> str:
@@ -17,7 +20,8 @@ def _plain(text: str) -> str:
 
 @dataclass(frozen=True)
 class Distinct:
-    """Drop pairs of equal texts, bare yes or no, and rejected texts contained in the chosen (F1).
+    """Drop pairs of equal texts, bare yes or no, and rejected texts contained in the chosen (F1);
+    of an empty chosen text in any case: it would teach to say nothing.
 
     SENA (released code; case and white space apart); SeVa (released code) drops equal texts only:
     `Distinct(contained=False, bare=())`.
@@ -33,7 +37,9 @@ class Distinct:
                                                       _plain(c.rejected.text))]
 
     def _differ(self, chosen: str, rejected: str) -> bool:
-        if chosen == rejected or {chosen.rstrip("."), rejected.rstrip(".")} & set(self.bare):
+        if not visible(chosen) or chosen == rejected:
+            return False
+        if {chosen.rstrip("."), rejected.rstrip(".")} & set(self.bare):
             return False
         return not (self.contained and rejected in chosen)
 
@@ -46,8 +52,12 @@ class Fluent:
 
     def __call__(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """The pairs whose two texts are both whole."""
-        return [c for c in candidates if self.test.reason(c.chosen.text) is None
-                and self.test.reason(c.rejected.text) is None]
+        return [c for c in candidates if not self._broken(c)]
+
+    def _broken(self, candidate: Candidate) -> bool:
+        about = scripts_about(candidate.group)
+        return any(self.test.reason(side.text, about) is not None
+                   for side in (candidate.chosen, candidate.rejected))
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,11 @@ class LengthBalance:
     """
 
     step: float = 0.02
+
+    def __post_init__(self) -> None:
+        if not 0 < self.step <= 1:
+            raise SelfloopError(f"LengthBalance(step={self.step:g}): the grid of tau needs a step "
+                                "above 0 and of at most 1, such as .02")
 
     def __call__(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """The pairs that the best tau keeps."""
@@ -98,9 +113,9 @@ class SwapOrDrop:
         """The pairs that stay, some of them swapped; equal scores are dropped."""
         kept: list[Candidate] = []
         for candidate in candidates:
-            if candidate.gap > 0 and candidate.gap >= self.margin:
+            if candidate.gap > 0 and candidate.gap >= self.margin - EDGE:
                 kept.append(candidate)
-            elif -candidate.gap > self.margin:
+            elif -candidate.gap > self.margin + EDGE:
                 kept.append(candidate.swapped())
         return kept
 
@@ -124,5 +139,6 @@ class SimilarityWindow:
 
 
 def similarity(a: str, b: str) -> float:
-    """Likeness of two texts by their words, in [0, 1]; two empty texts are equal."""
-    return SequenceMatcher(None, _plain(a).split(), _plain(b).split(), autojunk=False).ratio()
+    """Likeness of two texts by their words (of scripts without spaces, their characters), in
+    [0, 1]; case and punctuation apart; two empty texts are equal."""
+    return SequenceMatcher(None, units(a), units(b), autojunk=False).ratio()

@@ -12,7 +12,8 @@ from itertools import combinations, cycle, pairwise
 from typing import Any, ClassVar
 
 from selfloop import keys
-from selfloop.organize.signals import HERE, trained_on
+from selfloop.organize.refine.wording import visible
+from selfloop.organize.signals import EDGE, HERE, says_more, trained_on
 from selfloop.types import AnySignal, Group, Pair, Rollout
 
 
@@ -47,7 +48,8 @@ PairFilter = Callable[[Sequence[Candidate]], list[Candidate]]
 class Pairs:
     """Preference pairs: `propose` per group, then every filter in turn, over all candidates.
 
-    Both answers are trained under the unchanged pictures; cut and failed rollouts take no part.
+    Both answers are trained under the unchanged pictures; cut and failed rollouts take no part,
+    and a pair whose chosen answer is empty is never made: it would teach to say nothing.
     """
 
     propose: Propose
@@ -61,7 +63,8 @@ class Pairs:
         found = [c for g in groups for c in self.propose(g, f"{key}/{g.sample.id}")]
         for keep in self.filters:
             found = keep(found)
-        return [_pair(c, c.gap if self.margins else 0.0) for c in found]
+        return [_pair(c, c.gap if self.margins else 0.0) for c in found
+                if visible(c.chosen.text)]
 
 
 def _pair(candidate: Candidate, margin: float) -> Pair:
@@ -85,6 +88,8 @@ def _candidate(group: Group, a: Any, b: Any, why: str) -> Candidate:
 class Margin:
     """All pairs {(i, j): s_i - s_j >= gap}, at most `per_sample` of them, drawn by key (F3).
 
+    Answers of equal texts are no pair, whatever they scored.
+
     RLAIF-V (arXiv 2405.17220, released code): gap 1 over claim counts, 2 pairs a prompt.
     `per_sample=0` keeps all.
     """
@@ -95,7 +100,8 @@ class Margin:
     def __call__(self, group: Group, key: str) -> list[Candidate]:
         """Candidates of one group; equal scores never make one."""
         found = [c for a, b in combinations(_judged(group), 2)
-                 if (c := _candidate(group, a, b, "margin")).gap >= self.gap and c.gap > 0]
+                 if (c := _candidate(group, a, b, "margin")).gap >= self.gap - EDGE and c.gap > 0
+                 and says_more(c.chosen, c.rejected)]
         order = keys.shuffled(len(found), key)
         return [found[i] for i in sorted(order[:self.per_sample or None])]
 
@@ -113,7 +119,8 @@ class BestVersusWorst:
         if len(mixed) < 2:
             return []
         found = _candidate(group, max(mixed, key=_score), min(mixed, key=_score), "best, worst")
-        return [found] if found.gap > 0 and found.gap >= self.gap else []
+        apart = found.gap > 0 and found.gap >= self.gap - EDGE
+        return [found] if apart and says_more(found.chosen, found.rejected) else []
 
 
 def _score(judged: tuple[Rollout, float]) -> float:
@@ -138,7 +145,8 @@ class Levels:
             levels.setdefault(judged[i][1], judged[i])
         ranked = sorted(levels.values(), key=_score, reverse=True)
         chosen = pairwise(ranked) if self.adjacent else combinations(ranked, 2)
-        return [_candidate(group, a, b, "levels") for a, b in chosen]
+        return [c for a, b in chosen if says_more((c := _candidate(group, a, b, "levels")).chosen,
+                                                  c.rejected)]
 
 
 @dataclass(frozen=True)

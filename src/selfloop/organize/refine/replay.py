@@ -17,13 +17,14 @@ from selfloop.types import Advantage, AnySignal, Group
 class SelectiveReplay:
     """Draw the step's advantages anew, by |A|, topped up from those of earlier steps.
 
-    Wraps an organizer that makes `Advantage` signals. With B = judged rollouts of the step and
-    `size` = B // 2 signals to be made:
+    Wraps an organizer that makes `Advantage` signals. With B = rollouts drawn in the step, judged
+    or not, and `size` = B // 2 signals to be made (of a step without groups, the largest so far):
 
     1. from this step's signals with A != 0, draw with replacement, P(i) = |A_i|^alpha / sum, as
        many as there are such signals, `size` at most;
     2. the rest from the queue, P(j) proportional to |A_j|^alpha + 1e-4;
-    3. this step's signals with A != 0 join the queue, which holds the last `keep` (size, if 0).
+    3. this step's signals with A != 0 join the queue, which holds the last `keep` (the largest
+       size so far, if 0: a thin step empties no queue).
 
     A signal with A = 0 is never made. Other signals (imitation beside reinforcement) pass by as
     they are. VL-Rethinker (arXiv 2504.08837, selective sample replay;
@@ -34,7 +35,7 @@ class SelectiveReplay:
     organizer: Organizer
     alpha: float = 1.0
     size: int = 0
-    """Signals a step; 0 = half of the judged rollouts."""
+    """Signals a step; 0 = half of the drawn rollouts."""
     keep: int = 0
 
     @property
@@ -51,17 +52,20 @@ class SelectiveReplay:
                  ) -> Organized:
         """(signals, state, guidance). Raises SelfloopError where the wrapped organizer can make no
         advantages."""
-        inner = {k: v for k, v in state.items() if k != "replay"}
+        inner = {k: v for k, v in state.items() if k not in ("replay", "replay_size")}
         signals, inner, guidance = self.organizer(groups, state=inner, key=key, **gold)
         beside = [s for s in signals if not isinstance(s, Advantage)]
         self._check(beside)
         fresh = [s for s in signals if isinstance(s, Advantage) and strength(s) > 0]
-        size = self.size or sum(1 for g in groups for _ in g.scored()) // 2
         queue = [Advantage.from_json(line) for line in state.get("replay", ())]
+        drawn_now = sum(len(g.rollouts) for g in groups)
+        largest = max(int(state.get("replay_size", len(queue))), self.size or drawn_now // 2)
+        size = self.size or (drawn_now // 2 if drawn_now else largest)
         drawn = self._draw(fresh, min(size, len(fresh)), 0.0, f"{key}/fresh")
         drawn += self._draw(queue, size - len(drawn), 1e-4, f"{key}/replay")
-        queue = (queue + fresh)[-(self.keep or max(size, 1)):]
-        return [*drawn, *beside], {**inner, "replay": [s.to_json() for s in queue]}, guidance
+        queue = (queue + fresh)[-(self.keep or max(largest, 1)):]
+        kept = {"replay": [s.to_json() for s in queue], "replay_size": largest}
+        return [*drawn, *beside], {**inner, **kept}, guidance
 
     def _check(self, beside: Sequence[AnySignal]) -> None:
         if beside and not any(isinstance(s, Advantage) for s in self.makes):

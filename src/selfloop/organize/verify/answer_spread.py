@@ -7,24 +7,14 @@ that gold values are read.
 from __future__ import annotations
 
 import math
-import string
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from selfloop.organize.verify.length import brevity
-from selfloop.organize.verify.rules import final_answer
+from selfloop.organize.verify.rules import normal_answer
 from selfloop.organize.verify.vote import majority
 from selfloop.types import Group, Rollout, Verdict
-
-
-def normal_answer(text: str) -> str | None:
-    """The final answer as EvoLMM compares answers: lower case, no commas, no punctuation at the
-    ends but a minus sign, single spaces. None for an answer that says nothing."""
-    said = " ".join((final_answer(text) or "").lower().replace(",", "").split())
-    bare = said.strip(string.punctuation + " ")
-    minus = "-" if bare[:1].isdigit() and said[:said.find(bare)].endswith("-") else ""
-    return minus + bare if bare else None
 
 
 def shares(votes: Sequence[str | None]) -> dict[str, float]:

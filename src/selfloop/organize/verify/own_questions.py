@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from selfloop.doors import is_async
-from selfloop.organize.verify.answer_spread import normal_answer
+from selfloop.organize.verify.rules import normal_answer
 from selfloop.roles import SelfloopError, Verifier, as_verdict, call_by_name, name_of, parameters
 from selfloop.types import Group, Rollout, Sample, Verdict
 

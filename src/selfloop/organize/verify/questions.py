@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from selfloop.doors import filled
-from selfloop.organize.verify.answer_spread import normal_answer, question_of, uncertainty_peak
+from selfloop.organize.verify.answer_spread import question_of, uncertainty_peak
 from selfloop.organize.verify.asking import ask, fenced, yes_or_no
+from selfloop.organize.verify.rules import normal_answer
 from selfloop.organize.verify.vote import majority
 from selfloop.roles import Generate, Sampling
 from selfloop.types import Group, Rollout, Sample, Verdict

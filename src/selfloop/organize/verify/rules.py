@@ -61,6 +61,14 @@ def _normal(text: str) -> str:
     return (sign[0] if sign else "") + bare
 
 
+def normal_answer(text: str) -> str | None:
+    """The final answer as votes compare answers: lower case, no commas, no punctuation at the
+    ends but a minus sign and the point of a number, single spaces; digits written apart are one
+    number. None for an answer that says nothing. EvoLMM (arXiv 2511.16672, released code)."""
+    said = _normal((final_answer(text) or "").replace(",", ""))
+    return None if not said.strip(string.punctuation) else _joined(said)
+
+
 def _verdict(right: bool | None, parsed: str | None) -> Verdict:
     score = None if right is None else float(right)
     return Verdict(score=score, rationale=parsed or "")

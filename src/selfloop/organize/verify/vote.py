@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from selfloop.organize.verify.rules import final_answer
+from selfloop.organize.verify.rules import final_answer, normal_answer
 from selfloop.types import Group, Rollout, Verdict
 
 
@@ -26,18 +26,21 @@ def majority(answers: Sequence[str | None]) -> tuple[str | None, float]:
 class MajorityVote:
     """1 for answers that agree with the group's majority, 0 for the others (MM-UPT, arXiv
     2505.22453). Abstains on the whole group when the majority's share is below `share`.
+
+    Answers are compared by `normal_answer`: "Yes" and "yes." are one vote, "1,200" is "1200".
     """
 
     share: float = 0.5
 
     def __call__(self, group: Group) -> list[Verdict]:
         """One verdict a rollout."""
-        answers = [final_answer(r.text) for r in group.rollouts]
-        winner, share = majority(answers)
-        if winner is None or share < self.share:
-            return [Verdict(rationale=a or "", parts={"vote_share": share}) for a in answers]
-        return [Verdict(score=float(a == winner), rationale=a or "", parts={"vote_share": share})
-                for a in answers]
+        # a bare sign is an answer, too: "which operator ?"
+        votes = [normal_answer(r.text) or final_answer(r.text) for r in group.rollouts]
+        winner, share = majority(votes)
+        decided = winner is not None and share >= self.share
+        return [Verdict(score=float(vote == winner) if decided else None,
+                        rationale=final_answer(r.text) or "", parts={"vote_share": share})
+                for r, vote in zip(group.rollouts, votes, strict=True)]
 
 
 @dataclass(frozen=True)
