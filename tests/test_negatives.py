@@ -11,7 +11,7 @@ from PIL import Image
 
 import toyland
 from scripted import Scripted, asked, collect, picture
-from selfloop.collect.auditing import audit
+from selfloop.collect.auditing import audit, dependence, words_apart
 from selfloop.collect.negatives import (
     BLIND,
     NEGATIVES,
@@ -278,10 +278,10 @@ def test_bad_names_and_missing_pools_are_said_when_built():
         worse_text("red", "colour", 1, "k")
 
 
-def judged_group(*, seen: str, blind: str) -> Group:
+def judged_group(*, seen: str, blind: str | tuple[str, str]) -> Group:
     def says(request, index):
         if not request.context.media:
-            return blind
+            return blind if isinstance(blind, str) else blind[index]
         return seen if request.context.media[0].ops else "a cat"
 
     rollouts, _ = collect(Negatives(causes=("blur",), blind=True), Scripted(says))
@@ -291,17 +291,69 @@ def judged_group(*, seen: str, blind: str) -> Group:
 
 
 def test_audit_counts_what_the_groups_say():
-    looking = audit([judged_group(seen="a big dog", blind="a dog")])["blur"]
+    looking = audit([judged_group(seen="one big dog", blind="a cow")])["blur"]
     assert (looking.drawn, looking.judged, looking.wrong, looking.good_wrong) == (2, 2, 1.0, 0.0)
-    assert looking.length_ratio == 10 / 6 and looking.longer == 1.0  # the end token counts
-    assert (looking.differs_blind, looking.differs_by_chance) == (1.0, 0.0)
+    assert looking.length_ratio == 12 / 6 and looking.longer == 1.0  # the end token counts
+    assert (looking.depends, looking.good_depends) == (1.0, 0.5) and looking.empty == 0.0
     guessing = audit([judged_group(seen="a dog", blind="A  dog")])["blur"]
-    assert guessing.differs_blind == 0.0 and guessing.longer == 0.5
+    assert guessing.depends == 0.0 and guessing.longer == 0.5
     accidental = audit([judged_group(seen="a cat", blind="a cat")])["blur"]
     assert accidental.wrong == 0.0
     unknown = audit([judged_group(seen="?", blind="a dog")])["blur"]
     assert unknown.judged == 0 and unknown.wrong is None and "wrong unknown" in str(unknown)
+    empty = audit([judged_group(seen="  ", blind="a dog")])["blur"]
+    assert (empty.empty, empty.wrong, empty.depends) == (1.0, 1.0, None)
+    blind = audit([judged_group(seen="a dog", blind="a dog")])[BLIND]
+    assert blind.drawn == 2 and blind.depends is blind.good_depends is None
     assert audit([]) == {}
+
+
+def test_answers_that_did_not_look_depend_on_nothing_however_much_draws_differ():
+    """What differs by chance is what blind answers have among each other, not good ones."""
+    hot = audit([judged_group(seen="a dog", blind=("a dog", "a cow"))])["blur"]
+    assert hot.depends == 0.0, "no further from blind answers than those from each other"
+    assert audit([judged_group(seen="a dog", blind=("x", "y"))])["blur"].depends is None
+
+
+@pytest.mark.parametrize(("families", "value"), [
+    ([], None),
+    ([(["a"], ["b"])], None),  # one blind answer says nothing of chance
+    ([([], ["b", "b"])], None),
+    ([(["a"], ["b", "c"])], None),  # blind answers share nothing: no room above chance
+    ([(["a"], ["b", "b"])], 1.0),
+    ([(["a"], ["a", "a"])], 0.0),
+    ([(["a", "b"], ["a", "a"])], 0.5),
+    ([(["b"], ["a", "a", "b"])], 0.0),  # D 2/3, B 2/3
+    ([(["c"], ["a", "a", "b"])], 1.0),
+    ([(["a"], ["a", "a", "b"])], 0.0),  # nearer than chance is no dependence
+    ([(["a"], ["b", "b"]), (["a"], ["a", "a"])], 0.5),
+    ([(["a"], ["b", "b"]), (["a"], ["b"])], 1.0),  # the second cannot be counted
+    ([(["a c"], ["a b", "a b"])], 0.5),
+    ([(["x c"], ["a b", "a c"])], 0.5),  # D 3/4, B 1/2
+])
+def test_dependence_truth_table(families, value):
+    assert dependence(families) == (value if value is None else pytest.approx(value))
+
+
+@pytest.mark.parametrize(("a", "b", "apart"), [
+    ("", "", 0), ("a", "", 1), ("A  b", "b a", 0), ("a", "b", 1), ("a a", "a", 1 / 3),
+    ("a red cat", "a blue cat", 1 / 3),
+])
+def test_words_apart_truth_table(a, b, apart):
+    assert words_apart(a, b) == pytest.approx(apart) == words_apart(b, a)
+
+
+def test_the_audit_counts_good_answers_that_a_cause_left_alone():
+    def says(request, index):
+        return ("two cats", "hello", "a red cat")[index] if request.n == 3 else ""
+
+    rollouts, _ = collect(Negatives(causes=("number", "relation"), severity=1, n=3), says)
+    found = audit([Group(sample=asked(), rollouts=tuple(rollouts))])
+    assert {c: (a.drawn, a.skipped) for c, a in found.items()} == {
+        "number": (1, 2), "relation": (0, 3)}
+    assert found["relation"].empty is None and found["relation"].length_ratio is None
+    picked, _ = collect(Negatives(causes=("relation",), severity=1, n=3, pick_one=True), says)
+    assert audit([Group(sample=asked(), rollouts=tuple(picked))])["relation"].skipped == 3
 
 
 def test_blind_answers_can_be_taken_out_again():

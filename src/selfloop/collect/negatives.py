@@ -79,10 +79,10 @@ class Negatives:
 
     Bad answers have `sampling["negative"]` (the cause), `"severity"` and, when rewritten from a
     good answer, `"of"`, its id. All are put under the plain context, where preference losses
-    compare them. `blind` draws as many answers without pictures, for `audit` alone: take them
-    out before signals are made (`without_blind`, an organizer step). A cause that cannot change
-    anything (no pictures, nothing named in the text), or whose text the model cannot be made to
-    say, gives no answer: the good one then has it in `sampling["skipped"]`, where `audit` counts it.
+    compare them. `blind` draws as many answers without pictures, at least two, for `audit` alone:
+    take them out before signals are made (`without_blind`, an organizer step). A cause that cannot
+    change anything (no pictures, nothing named in the text), or whose text the model cannot be made
+    to say, gives no answer: the good one has it in `sampling["skipped"]`, which `audit` counts.
 
     With `guide` the good answers are drawn under a guiding prompt, and put under the plain context
     as well. With `pick_one` each good answer has one cause only, drawn by key: a cause that is
@@ -127,7 +127,7 @@ class Negatives:
         found = [*(noted(r, skipped=why) if why else r
                    for r, why in zip(good, lacking, strict=True)), *found]
         if self.blind:
-            drawn = await generate(sample.context.without_media(), n=self.n,
+            drawn = await generate(sample.context.without_media(), n=max(2, self.n),
                                    sampling=self._sampling(), label="blind")
             found += [noted(r, negative=BLIND) for r in drawn]
         return found
@@ -154,7 +154,7 @@ class Negatives:
                    key: str) -> list[Rollout | None]:
         """For each good answer one made worse by the cause and marked with it; None: skipped."""
         if cause in REWRITTEN or cause == "injected":
-            drawn = [await self._from_good(generate, sample, one, cause, f"{key}/{i}", f"{cause}{i}")
+            drawn = [await self._from_good(generate, sample, one, cause, f"{key}/{i}", str(i))
                      for i, one in enumerate(good)]
         else:
             drawn = await self._from_scratch(generate, sample, cause, len(good), key)
@@ -177,8 +177,9 @@ class Negatives:
         return [put_under(sample.context, r) for r in drawn]
 
     async def _from_good(self, generate: Generate, sample: Sample, one: Rollout, cause: str,
-                         key: str, label: str) -> Rollout | None:
+                         key: str, place: str) -> Rollout | None:
         """A good answer made worse, by rule or by the model itself; None where nothing changed."""
+        label = f"{cause}{place}"
         if cause == "injected":
             asked = injecting(sample.context, one.text, self.severity)
             (drawn,) = await generate(asked, sampling=self._sampling(), label=label)
