@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 import toyland
 from scripted import Scripted, asked, collect, picture
+from selfloop.cli import main
 from selfloop.collect.auditing import audit, dependence, words_apart
 from selfloop.collect.negatives import (
     BLIND,
@@ -31,8 +35,15 @@ from selfloop.collect.text_negatives import (
     truncated,
 )
 from selfloop.corruptions import apply
+from selfloop.engines.toy import ToyEngine
+from selfloop.organize.verify.rules import exact
 from selfloop.pictures import Library
+from selfloop.recipes.seva import seva
+from selfloop.report.page import write_report
+from selfloop.report.showing import describe_run
 from selfloop.roles import SelfloopError
+from selfloop.running import run
+from selfloop.store import RunFolder
 from selfloop.types import Group, ImageOp, Verdict
 
 TEXT = ("Two dogs and a cat sit left of a red car. The large cow is behind the table, above 12 "
@@ -363,3 +374,39 @@ def test_blind_answers_can_be_taken_out_again():
     assert all(r.text != "a cow" for r in bare.rollouts)
     (unjudged,) = without_blind([group.model_copy(update={"verdicts": ()})])
     assert unjudged.verdicts == ()
+
+
+# -- where it is shown ----------------------------------------------------------------------------
+
+
+def test_a_runs_negatives_are_audited_on_its_page_and_in_the_terminal(tmp_path):
+    """End to end: a tiny SeVa run, and `selfloop show` and `selfloop report` of its folder."""
+    loop = seva(exact, causes=("blur", "entity"), n=2, max_new_tokens=4, lr=0.1, updates=2,
+                samples=6)
+    loop = replace(loop, verifier=exact, gate=None, evaluation=None,
+                   sampler=replace(loop.sampler, blind=True))
+    (role,) = loop.learn
+    learn = loop.learn[role]
+    loop = replace(loop, learn={role: replace(learn, organizer=replace(
+        learn.organizer, steps=(without_blind,)))})
+    samples = toyland.samples(tmp_path / "data", 8)
+    folder = tmp_path / "run"
+    run(loop, samples, ToyEngine(("dog", "cat", "left", "right"), seed=1), folder,
+        library=Library(folder / "images"))
+    groups = RunFolder(folder).groups(0)
+    said = CliRunner().invoke(main, ["show", str(folder), "--json"])
+    told = json.loads(said.stdout)["negatives"]
+    assert told == {c: asdict(a) for c, a in audit(groups).items()}
+    assert set(told) == {"blur", "entity", BLIND} and told["blur"]["drawn"] == 12
+    assert told["blur"]["judged"] > 0 and told["blur"]["depends"] is not None
+    assert told["entity"]["drawn"] + told["entity"]["skipped"] == 12
+    shown = CliRunner().invoke(main, ["show", str(folder)]).stdout
+    assert "depends on picture" in shown and re.search(r"(?m)^blur +12 ", shown)
+    page = write_report(folder).read_text()
+    assert "The answers that are worse on purpose" in page and ">blur</th>" in page
+
+
+def test_a_run_without_negatives_shows_none(tmp_path):
+    toyland.perform("mixture", tmp_path / "run", tmp_path / "data")
+    assert describe_run(tmp_path / "run")["negatives"] == {}
+    assert "worse on purpose" not in write_report(tmp_path / "run").read_text()
