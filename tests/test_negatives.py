@@ -16,6 +16,7 @@ import toyland
 from scripted import Scripted, asked, collect, picture
 from selfloop.cli import main
 from selfloop.collect.auditing import audit, dependence, words_apart
+from selfloop.collect.mixed import MixedDecoding
 from selfloop.collect.negatives import (
     BLIND,
     NEGATIVES,
@@ -37,18 +38,20 @@ from selfloop.collect.text_negatives import (
 from selfloop.corruptions import apply
 from selfloop.engines.toy import ToyEngine
 from selfloop.organize.verify.rules import exact
-from selfloop.pictures import Library
+from selfloop.pictures import Library, read
 from selfloop.recipes.seva import seva
 from selfloop.report.page import write_report
 from selfloop.report.showing import describe_run
 from selfloop.roles import SelfloopError
 from selfloop.running import run
 from selfloop.store import RunFolder
-from selfloop.types import Group, ImageOp, Verdict
+from selfloop.types import Group, ImageOp, Media, Message, Part, Sample, Verdict
 
 TEXT = ("Two dogs and a cat sit left of a red car. The large cow is behind the table, above 12 "
         "small cups and 3 blue plates.")
-POOL = Pool(tuple(picture(i) for i in range(6)), (0b0, 0b1, 0b11, 0b111, 0b1111, 0b11111))
+POOL = Pool(tuple(picture(i) for i in range(6)), tuple(2**bits - 1 for bits in (
+    0, 7, 14, 21, 28, 35)))
+"""Hashes in a row, each 7 bits from the next: just not alike."""
 
 
 def scene(side: int = 64) -> Image.Image:
@@ -108,9 +111,83 @@ def test_near_pictures_are_ordered_by_likeness():
     own = (POOL.media[0],)
     distance = [POOL.hashes[POOL.media.index(near_other(own, POOL, s)[0])].bit_count()
                 for s in (0, 0.01, 0.3, 0.5, 0.7, 1)]
-    assert distance == [0, 1, 2, 3, 4, 5]
+    assert distance == [0, 7, 14, 21, 28, 35]
     with pytest.raises(SelfloopError, match="not in the pool"):
         near_other((picture(99),), POOL, 1)
+
+
+def frames(name: int, seconds: tuple[float, ...]) -> tuple[Media, ...]:
+    """Frames of one video file: one sha256, told apart by their page."""
+    return tuple(Media(sha256=f"{name:064x}", meta={"seconds": s, "frame": i},
+                       ops=(ImageOp(name="page", key=str(i)),) if i else ())
+                 for i, s in enumerate(seconds))
+
+
+def test_a_copy_in_another_format_is_no_negative():
+    copied = Pool(POOL.media[:4], (0, 0b111111, 0b1111111, 2**30 - 1))
+    for s in (0.01, 0.5, 1):
+        assert near_other(POOL.media[:1], copied, s)[0] in POOL.media[2:4]
+        assert any_other(POOL.media[:1], copied, 1, f"k{s}")[0] in POOL.media[2:4]
+    only_copies = Pool(POOL.media[:2], (0, 1))
+    assert near_other(POOL.media[:1], only_copies, 1) == POOL.media[:1]
+    assert any_other(POOL.media[:1], only_copies, 1, "k") == POOL.media[:1]
+    made, _ = collect(Negatives(causes=("near", "swapped"), severity=1, n=1, pool=only_copies),
+                      speaker)
+    assert [r.sampling.get("skipped") for r in made] == [["near", "swapped"]]
+
+
+def test_a_video_is_swapped_as_a_whole_for_frames_of_one_other():
+    own, as_many = frames(1, (0, 1, 2)), frames(2, (0.5, 1.5, 2.5))
+    longer, still = frames(3, (0, 0.4, 0.9, 2.1, 3)), (picture(9),)
+    media = (*own, *as_many, *longer, *still)
+    # Hashes: every frame of file 2 is nearer to the own ones than every frame of file 3.
+    low, near, far = 0, 2**10 - 1, 2**20 - 1
+    pool = Pool(media, (low,) * 3 + (near,) * 3 + (far,) * 5 + (2**30 - 1,))
+    assert near_other(own, pool, 0.01) == as_many
+    assert near_other(own, pool, 1) == (longer[0], longer[2], longer[3]), "nearest in time"
+    made = {tuple(m.identity for m in any_other(own, pool, 1, f"k{i}")) for i in range(30)}
+    assert made == {tuple(m.identity for m in one)
+                    for one in (as_many, (longer[0], longer[2], longer[3]))}
+    mixed = near_other((*own, *still), pool, 0.01)
+    assert mixed[:3] == as_many and len(mixed) == 4
+    assert any_other(own, Pool((*own, *still), (0, 0, 0, far)), 1, "k") == still * 3
+
+
+def test_each_frame_is_looked_up_by_itself_and_not_by_its_file():
+    own, others = frames(1, (0, 1)), (picture(8), picture(9))
+    # The second frame looks like picture 8, the first like picture 9.
+    pool = Pool((*own, *others), (0, 2**40 - 1, 2**30 - 1, 2**10 - 1))
+    assert near_other(own[:1], pool, 0.01) == (others[1],)
+    assert near_other(own[1:], pool, 0.01) == (others[0],)
+    changed = own[1].with_op("blur", 0.5, "k")
+    assert near_other((changed,), pool, 0.01) == (others[0],), "as it is, without operations"
+
+
+class Meaning:
+    """Stands for a dual encoder: its vector is the picture's mean colour."""
+
+    def embeddings(self, picture, text):
+        return [float(x) for x in np.asarray(picture).mean((0, 1))], [1.0, 0.0, 0.0]
+
+
+def test_likeness_by_an_encoder_is_by_meaning(tmp_path):
+    def stored(name, colour, turn=0):
+        noise = np.random.default_rng(turn).integers(0, 40, (32, 32, 1))
+        Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8)).save(
+            tmp_path / name)
+        return read(tmp_path / name)[0]
+
+    own, red, blue = (stored("own.png", (200, 0, 0), 1), stored("red.png", (180, 10, 0), 2),
+                      stored("blue.png", (0, 0, 200), 3))
+    library = Library()
+    pool = pool_of((own, red, blue), library, encoder=Meaning())
+    assert near_other((own,), pool, 0.01) == (red,) and near_other((own,), pool, 1) == (blue,)
+    assert all(abs(sum(x * x for x in v) - 1) < 1e-9 for v in pool.vectors)
+    assert pool_of((own,), library).vectors == () and "vectors" not in str(pool)
+    with pytest.raises(SelfloopError, match=r"no embeddings\(picture, text\)"):
+        pool_of((own,), library, encoder=lambda picture, texts: [1.0])
+    with pytest.raises(SelfloopError, match="1 vectors for 6 pictures"):
+        replace(POOL, vectors=((1.0,),))
 
 
 def test_a_pool_is_hashed_from_the_files(tmp_path):
@@ -123,7 +200,14 @@ def test_reordering_moves_a_share_and_keeps_every_picture():
     media = tuple(picture(i) for i in range(8))
     moved = [sum(a != b for a, b in zip(media, reordered(media, s, "k"), strict=True))
              for s in (0, 0.1, 0.25, 0.5, 1)]
-    assert moved == [0, 0, 2, 4, 8]
+    assert moved == [0, 2, 2, 4, 8], "one alone cannot move"
+    two = [sum(a != b for a, b in zip(media, reordered(media[:2], s, "k"), strict=False))
+           for s in (0, 0.01, 0.5, 1)]
+    assert two == [0, 2, 2, 2]
+    for few, many in ((0.1, 0.5), (0.5, 0.9)):
+        stays, goes = ([a == b for a, b in zip(media, reordered(media, s, "k"), strict=True)]
+                       for s in (many, few))
+        assert all(g for s, g in zip(stays, goes, strict=True) if s), "what moves goes on moving"
     assert {m.sha256 for m in reordered(media, 0.7, "k")} == {m.sha256 for m in media}
     with pytest.raises(SelfloopError, match="several pictures"):
         reordered(media[:1], 1, "k")
@@ -246,8 +330,7 @@ def test_every_cause_makes_a_negative_under_the_plain_context():
     sampler = Negatives(causes=causes, pool=POOL, n=2, severity=1, blind=True)
     rollouts, _ = collect(sampler, speaker)
     made = Counter(r.sampling.get("negative") for r in rollouts)
-    # "truncated" at severity 1 leaves nothing, and nothing in the answer is a relation.
-    expected = set(causes) - {"truncated", "relation"}
+    expected = set(causes) - {"relation"}  # nothing in the answer is one
     assert made == {None: 2, BLIND: 2, **dict.fromkeys(expected, 2)}
     for r in rollouts:
         if r.sampling.get("negative") not in (None, BLIND):
@@ -266,6 +349,51 @@ def test_severity_zero_makes_no_negative_and_shuffle_needs_several_pictures():
         made, _ = collect(Negatives(causes=("shuffle",), severity=1), speaker,
                           asked(n_pictures=n))
         assert sum(r.sampling.get("negative") == "shuffle" for r in made) == expected
+
+
+def test_a_sound_is_no_picture_to_shuffle():
+    sound = Media(kind="audio", sha256="a" * 64)
+    sample = asked()
+    heard = Sample(prompt=(Message(content=(Part(type="image"), Part(type="audio"),
+                                            *sample.prompt[0].content[1:])),),
+                   media=(*sample.media, sound))
+    made, _ = collect(Negatives(causes=("shuffle", "blur"), n=1, severity=1), speaker, heard)
+    assert [(r.sampling.get("negative"), r.sampling.get("skipped")) for r in made] == [
+        (None, ["shuffle"]), ("blur", None)]
+    alone = heard.model_copy(update={"media": (sound,), "prompt": (Message(content=(
+        Part(type="audio"), *sample.prompt[0].content[1:])),)})
+    made, _ = collect(Negatives(causes=("shuffle", "blur"), n=1), lambda r, i: "a", alone)
+    assert [r.sampling.get("skipped") for r in made] == [["shuffle", "blur"]]
+
+
+def test_two_pictures_are_shuffled_at_any_severity():
+    for severity in (0.01, 0.5, 1.0):
+        made, engine = collect(Negatives(causes=("shuffle",), n=1, severity=severity), speaker,
+                               asked(n_pictures=2))
+        assert len(made) == 2
+        assert engine.asked[1].context.media == asked(n_pictures=2).media[::-1]
+
+
+def test_mixed_decoding_leaves_what_it_cannot_change_to_plain_draws():
+    for against, n, kinds in (("shuffle", 1, {None: 2}), ("shuffle", 2, {None: 2, "mixed": 2}),
+                              ("blur", 1, {None: 2, "mixed": 2}), ("blur", 0, {None: 2})):
+        made, engine = collect(MixedDecoding(n=2, against=against), lambda r, i: "a",
+                               asked(n_pictures=n))
+        assert Counter(r.sampling.get("negative") for r in made) == kinds
+        assert (engine.asked[-1].sampling.contrast is None) == ("mixed" not in kinds)
+
+
+def test_truncation_leaves_the_first_word():
+    assert [worse_text("  one two three", "truncated", s, "k") for s in (0.3, 0.7, 1)] == [
+        "  one two three", "  one", "  one"]
+    assert worse_text("one", "truncated", 1, "k") == "one"
+    assert worse_text("", "truncated", 1, "k") == ""
+
+
+def test_only_rewriting_causes_ask_for_a_forced_prefix():
+    assert Negatives(causes=("blur", "eliciting", "injected", "shuffle")).asks == frozenset()
+    for cause in (*SWAPS, "truncated"):
+        assert Negatives(causes=("blur", cause)).asks == {"forced_prefix"}
 
 
 def test_a_text_that_ends_itself_keeps_its_end():

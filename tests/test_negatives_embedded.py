@@ -47,7 +47,7 @@ def test_every_cause_gives_a_negative_or_says_that_it_was_skipped(bed, cause, vo
         marks = Counter(str(r.sampling.get("negative")) for r in group.rollouts)
         skipped = sum(r.sampling.get("skipped") == [cause] for r in group.rollouts)
         assert marks["None"] == 4 and marks[cause] + skipped == 4, marks
-    if cause in ("truncated", "attribute", "near", "injected", "eliciting"):
+    if cause in ("truncated", "attribute", "shuffle", "near", "injected", "eliciting"):
         assert any(r.sampling.get("negative") == cause for g in groups for r in g.rollouts)
 
 

@@ -21,7 +21,11 @@ def perceptual_hash(image: Image.Image) -> int:
     return found
 
 
-def near_duplicates(hashes: Sequence[int], max_distance: int = 6) -> list[int]:
+ALIKE = 6
+"""Bits in which the hashes of two pictures that look alike differ at most."""
+
+
+def near_duplicates(hashes: Sequence[int], max_distance: int = ALIKE) -> list[int]:
     """The cluster of each hash: hashes within `max_distance` bits share one, and so on in chains.
 
     Clusters are numbered 0, 1, ... in order of first appearance. Every pair is compared, a row at

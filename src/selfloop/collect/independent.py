@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from selfloop.roles import Generate, Sampling
+from selfloop.corruptions import refuse_operation
+from selfloop.roles import Generate, Sampling, SelfloopError
 from selfloop.types import Rollout, Sample
 
 
@@ -23,6 +24,11 @@ class Independent:
     views: float = 0.0
     op: str = "view"
     severity: float = 0.5
+
+    def __post_init__(self) -> None:
+        refuse_operation(self, self.op, self.severity)
+        if not 0 <= self.views <= 1:
+            raise SelfloopError(f"Independent(views={self.views}): expected a share from 0 to 1")
 
     async def __call__(self, generate: Generate, sample: Sample, key: str) -> list[Rollout]:
         """Draw the clean answers in one call and each view's answer in a call of its own."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from selfloop import keys
 from selfloop.collect.conditioning import noted, put_under, wholly_own
@@ -35,6 +34,11 @@ NEGATIVES = (*WORSE_SEEN, *EXCHANGED, "eliciting", *REWRITTEN, "injected")
 """Every cause by name."""
 BLIND = "no picture"
 """The mark of the answers drawn without pictures, which only `audit` reads."""
+
+
+def can_worsen(media: Sequence[Media], cause: str) -> bool:
+    """Whether there is a picture that an image-side cause could change; a shuffle needs two."""
+    return sum(m.kind == "image" for m in media) > (cause == "shuffle")
 
 
 def worse_media(media: tuple[Media, ...], cause: str, severity: float, key: str,
@@ -67,9 +71,13 @@ def worse_media(media: tuple[Media, ...], cause: str, severity: float, key: str,
 
 def worse_text(text: str, cause: str, severity: float, key: str,
                vocabulary: frozenset[str] = frozenset()) -> str:
-    """The text as a cause of `REWRITTEN` makes it. Raises SelfloopError for another name."""
+    """The text as a cause of `REWRITTEN` makes it; `truncated` leaves the first word at least.
+
+    Raises SelfloopError for another name.
+    """
     if cause == "truncated":
-        return truncated(text, severity)
+        return truncated(text, severity) or text[:len(text) - len(text.lstrip())] + "".join(
+            text.split()[:1])
     return swapped(text, cause, severity, key, vocabulary)
 
 
@@ -100,7 +108,11 @@ class Negatives:
     pick_one: bool = False
     temperature: float = 1.0
     max_new_tokens: int = 128
-    asks: ClassVar[frozenset[str]] = frozenset({"forced_prefix"})
+
+    @property
+    def asks(self) -> frozenset[str]:
+        """What it needs of an engine: texts that a rule rewrote are put in by force."""
+        return frozenset({"forced_prefix"} if set(REWRITTEN) & set(self.causes) else ())
 
     def __post_init__(self) -> None:
         checked(self.severity)
@@ -166,7 +178,7 @@ class Negatives:
         """New answers, drawn where the cause leads the model astray."""
         if cause == "eliciting":
             astray = eliciting(sample.context, self.severity, key)
-        elif not sample.media or (cause == "shuffle" and len(sample.media) < 2):
+        elif not can_worsen(sample.media, cause):
             return [None] * n
         else:
             astray = sample.context.seen_as(worse_media(
