@@ -13,8 +13,10 @@ from dataclasses import dataclass
 
 from selfloop import keys
 from selfloop.collect.conditioning import noted, put_under, wholly_own
+from selfloop.collect.lexicon import ENGLISH, Lexicon
+from selfloop.collect.mentions import SWAPS
 from selfloop.collect.swapped_pictures import Pool, any_other, near_other, reordered
-from selfloop.collect.text_negatives import SWAPS, checked, eliciting, injecting, swapped, truncated
+from selfloop.collect.text_negatives import checked, eliciting, injecting, swapped, truncated
 from selfloop.collect.unsayable import if_sayable
 from selfloop.corruptions import OPERATIONS
 from selfloop.roles import Generate, Sampling, SelfloopError
@@ -70,7 +72,7 @@ def worse_media(media: tuple[Media, ...], cause: str, severity: float, key: str,
 
 
 def worse_text(text: str, cause: str, severity: float, key: str,
-               vocabulary: frozenset[str] = frozenset()) -> str:
+               vocabulary: frozenset[str] = frozenset(), lexicon: Lexicon = ENGLISH) -> str:
     """The text as a cause of `REWRITTEN` makes it; `truncated` leaves the first word at least.
 
     Raises SelfloopError for another name.
@@ -78,7 +80,7 @@ def worse_text(text: str, cause: str, severity: float, key: str,
     if cause == "truncated":
         return truncated(text, severity) or text[:len(text) - len(text.lstrip())] + "".join(
             text.split()[:1])
-    return swapped(text, cause, severity, key, vocabulary)
+    return swapped(text, cause, severity, key, vocabulary, lexicon)
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,8 @@ class Negatives:
     blind: bool = False
     vocabulary: tuple[str, ...] = ()
     """The words that swaps may bring in, for a model with a closed vocabulary; () = any."""
+    lexicon: Lexicon | None = None
+    """What swaps know; None: `collect.lexicon.ENGLISH`."""
     guide: Callable[[Context], Context] | None = None
     pick_one: bool = False
     temperature: float = 1.0
@@ -197,7 +201,8 @@ class Negatives:
             (drawn,) = await generate(asked, sampling=self._sampling(), label=label)
             made: Rollout | None = put_under(sample.context, drawn)
         else:
-            text = worse_text(one.text, cause, self.severity, key, frozenset(self.vocabulary))
+            text = worse_text(one.text, cause, self.severity, key, frozenset(self.vocabulary),
+                              self.lexicon or ENGLISH)
             made = None if text in (one.text, "") else await as_if_drawn(
                 generate, sample, text, label)
         return None if made is None or made.text == one.text else noted(made, of=one.id)
