@@ -20,6 +20,7 @@ from scripted import Scripted, asked, collect
 from selfloop.collect.describing import PROMPT, Describe
 from selfloop.collect.guided import DESCRIBE, Asked
 from selfloop.collect.negatives import Negatives
+from selfloop.collect.swapped_pictures import pool_of
 from selfloop.collect.text_negatives import ELICITING
 from selfloop.config import load_config
 from selfloop.data import load
@@ -256,6 +257,19 @@ def test_a_dual_encoder_gives_the_models_own_cosines(clip: Path) -> None:
         logits = model.eval()(**inputs).logits_per_image[0] / model.logit_scale.exp()
     assert found == pytest.approx(logits.tolist(), abs=1e-6) and len(set(found)) == 3
     assert len(DualEncoder(str(clip))(shown, ["a red 3 and " * 30])) == 1, "too long is cut"
+
+
+def test_a_pool_is_built_with_a_dual_encoder(clip: Path, tmp_path: Path) -> None:
+    samples = load(scenes.write(tmp_path, "train", 4, 1))
+    media, encoder = [m for s in samples for m in s.media], encoder_named(str(clip))
+    pool = pool_of(media, Library(), encoder)
+    seen = [DualEncoder(str(clip)).embeddings(Library().open(m), "a")[0] for m in pool.media]
+    assert [list(v) for v in pool.vectors] == [pytest.approx(v, abs=1e-6) for v in seen]
+    cosines = {m.identity: sum(a * b for a, b in zip(seen[0], v, strict=True))
+               for m, v in zip(pool.media, seen, strict=True)}
+    order = [one[0] for one in pool.by_likeness((pool.media[0],))]
+    assert len(order) > 1
+    assert order == sorted(order, key=lambda m: -cosines[m.identity])
 
 
 def test_encoders_that_are_none_are_named(tmp_path: Path) -> None:

@@ -16,22 +16,28 @@ from selfloop.collect.beams import SentenceTree, stopped
 from selfloop.collect.conditioning import put_under
 from selfloop.collect.env import EnvSampler
 from selfloop.collect.hinted import Distilled, Rationalise
+from selfloop.collect.independent import Independent
+from selfloop.collect.negatives import EXCHANGED, WORSE_SEEN
 from selfloop.collect.propose import Propose, parse_question
 from selfloop.collect.search import Node, TreeSearch
+from selfloop.collect.swapped_pictures import Pool
 from selfloop.collect.tags import one_number, one_of, tagged
 from selfloop.collect.views import Anneal, MixedViews
 from selfloop.engines.toy import ToyEngine
-from selfloop.loop import Loop
+from selfloop.loop import Learn, Loop
 from selfloop.optimize.losses.rl import GRPO
 from selfloop.optimize.losses.sft import SFT
+from selfloop.organize.chain import Chain
 from selfloop.organize.refine.own_questions import proposed_samples
 from selfloop.organize.signals import Demonstrate, GroupAdvantage
 from selfloop.organize.verify.environment import EnvironmentReturn
+from selfloop.organize.verify.frame_order import FrameOrder, reordered
 from selfloop.organize.verify.rules import exact
 from selfloop.pictures import Library
-from selfloop.roles import SelfloopError, reads
+from selfloop.roles import Optim, SelfloopError, reads
 from selfloop.running import run
-from selfloop.types import Group, Rollout, Sample, Verdict
+from selfloop.store import RunFolder
+from selfloop.types import Group, Message, Part, Rollout, Sample, Verdict
 
 # -- parsers --------------------------------------------------------------------------------------
 
@@ -121,6 +127,73 @@ def test_noisy_answers_can_be_trained_on_the_clean_picture():
     assert noisy.turns[0].logprobs is None and noisy.turns[0].token_ids
     assert noisy.sampling["drawn_under"]["media"][0]["ops"][0]["name"] == "diffusion"
     assert len(collect(MixedViews(n=2), lambda r, i: "x", asked(n_pictures=0))[0]) == 4
+
+
+def frames_asked(n: int) -> Sample:
+    return asked("what happens ?", n_pictures=n)
+
+
+def test_shuffled_views_stay_under_what_they_saw_and_need_two_pictures():
+    views = MixedViews(n=2, op="shuffle", severity=1.0, anneal=Anneal("constant"))
+    rollouts, _ = collect(views, lambda r, i: "a", frames_asked(3))
+    sample = frames_asked(3)
+    assert [reordered(r, sample) for r in rollouts] == [False, False, True, True]
+    assert all(r.turns[0].logprobs is not None for r in rollouts)
+    alone, engine = collect(views, lambda r, i: "a", frames_asked(1))
+    assert len(alone) == 4 and len(engine.asked) == 1 and not any(
+        "severity" in r.sampling for r in alone)
+
+
+@pytest.mark.parametrize("op", [*WORSE_SEEN, *EXCHANGED, "view", "noise", "zoom"])
+def test_mixed_views_take_every_image_side_cause(op):
+    pool = Pool(tuple(picture(i) for i in range(4)), (0, 2**10 - 1, 2**20 - 1, 2**30 - 1))
+    rollouts, _ = collect(MixedViews(n=1, op=op, severity=1, pool=pool, anneal=Anneal("constant")),
+                          lambda r, i: "a", frames_asked(2))
+    clean, worse = (r.context.media for r in rollouts)
+    assert clean == frames_asked(2).media != worse and len(worse) == 2
+
+
+@pytest.mark.parametrize(("build", "why"), [
+    (lambda: MixedViews(op="shufle"), r"MixedViews\(op='shufle'\): no such picture operation"),
+    (lambda: MixedViews(op="near"), "needs pool="),
+    (lambda: MixedViews(op="page"), "no such picture operation"),
+    (lambda: MixedViews(severity=1.5), r"MixedViews\(severity=1.5\): expected a number from 0"),
+    (lambda: MixedViews(severity=float("nan")), "expected a number from 0"),
+    (lambda: Independent(op="shuffle"), r"Independent\(op='shuffle'\): no such picture operation"),
+    (lambda: Independent(severity=-0.1), "expected a number from 0"),
+    (lambda: Independent(views=2), "expected a share from 0 to 1"),
+])
+def test_bad_views_are_refused_when_built(build, why):
+    with pytest.raises(SelfloopError, match=why):
+        build()
+
+
+def test_ordered_and_shuffled_frames_are_learnt_from(tmp_path):
+    """Video-R1's group through the loop: the bonus goes to ordered frames, shuffled ones to nobody.
+    """
+    media = toyland.pictures(tmp_path / "frames", 12)
+    samples = [Sample(prompt=(Message(content=(*(Part(type="image") for _ in range(3)),
+                                               Part(text="is it red ?"))),),
+                      media=tuple(media[3 * i:3 * i + 3]), answer="yes") for i in range(4)]
+    loop = Loop(
+        name="t-grpo", verifier=FrameOrder(exact), gate=None, iterations=1, steps=3,
+        sampler=MixedViews(n=4, op="shuffle", severity=1.0, anneal=Anneal("constant"),
+                           max_new_tokens=1),
+        learn={"solver": Learn(organizer=Chain(maker=GroupAdvantage()), loss=GRPO(),
+                               optim=Optim(lr=0.1, updates=2))})
+    run(loop, samples, ToyEngine(("yes", "no"), seed=1), tmp_path / "run",
+        library=Library(tmp_path / "run" / "images"))
+    folder, paid = RunFolder(tmp_path / "run"), []
+    for step in range(3):
+        shown = {r.id for g in folder.groups(step) for r in g.rollouts
+                 if not reordered(r, g.sample)}
+        for group in folder.groups(step):
+            assert [reordered(r, group.sample) for r in group.rollouts] == [False] * 4 + [True] * 4
+            paid += [v.score for v in group.verdicts[:4]]
+            assert all(v.score is None and "shuffled" in v.parts for v in group.verdicts[4:])
+        learnt = {i for s in folder.signals(step, "solver") for i in s.rollouts}
+        assert learnt <= shown
+    assert {0, 1.3} <= set(paid)
 
 
 def test_several_turns_cannot_be_put_under_another_context():

@@ -13,6 +13,7 @@ from scripted import Scripted, asked, collect
 from selfloop.collect.beams import SentenceTree
 from selfloop.collect.forced import ForcedPrefix, Resumed
 from selfloop.collect.masked import MaskedAttention
+from selfloop.collect.negatives import Negatives
 from selfloop.collect.search import TreeSearch
 from selfloop.collect.unsayable import Unsayable
 from selfloop.engines.toy import ToyEngine
@@ -129,3 +130,15 @@ def test_a_run_goes_on(tmp_path: Path) -> None:
     assert done.counts["drawn"] == len(drawn) > 8
     assert all("no" not in r.text.split()[:-1] for r in drawn)
     assert sum(r.sampling.get("dropped", 0) for r in drawn) > 0
+
+
+def test_a_negative_that_cannot_be_said_is_skipped_and_told() -> None:
+    def says(request: Request, i: int) -> str:
+        return "" if request.sampling.prefix else ("ba da do di", "two red cats sit")[i]
+
+    sampler = Negatives(causes=("truncated", "attribute"), n=2, vocabulary=("blue",))
+    found, _ = collect(sampler, Mute(says))
+    told = {r.text: r.sampling.get("skipped") for r in found if "negative" not in r.sampling}
+    # "two blue cats sit" cannot be said either, since this engine refuses every "b".
+    assert told == {"ba da do di": ["truncated", "attribute"], "two red cats sit": ["attribute"]}
+    assert [r.text for r in found if r.sampling.get("negative") == "truncated"] == ["two red"]

@@ -8,7 +8,7 @@ never changes, so a processor that derives its image tokens from the size counts
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -261,3 +261,18 @@ OPERATIONS: dict[str, Operation] = {
     "crop": crop, "view": view,
 }
 """Every operation by the name that `ImageOp.name` uses."""
+
+
+def refuse_operation(owner: object, name: str, severity: float, besides: Collection[str] = ()
+                     ) -> None:
+    """Raise SelfloopError for an operation that no draw could show, when `owner` is built.
+
+    `besides`: names that the owner also knows. Not for `page`, and those that need a place.
+    """
+    known = {*OPERATIONS, *besides} - {"page"}
+    if name not in known:
+        raise SelfloopError(f"{type(owner).__name__}(op={name!r}): no such picture operation; "
+                            f"there are: {', '.join(sorted(known))}")
+    if not 0 <= severity <= 1:
+        raise SelfloopError(f"{type(owner).__name__}(severity={severity}): expected a number from "
+                            "0 to 1")

@@ -32,6 +32,8 @@ def perceptual_hash(image: Image.Image) -> int:
     return found
 
 
+ALIKE = 6
+"""Bits in which the hashes of two pictures that look alike differ at most."""
 LUMA, CHROMA = 16, 8
 """Sides of a thumbnail: brightness is kept finer than colour."""
 AT_ONCE = 4096
@@ -114,7 +116,7 @@ def as_bytes(thumbnails: Sequence[bytes]) -> Words:
     return np.frombuffer(b"".join(thumbnails), np.uint8).reshape(-1, BYTES)
 
 
-def near_duplicates(hashes: Sequence[int], max_distance: int = 6) -> list[int]:
+def near_duplicates(hashes: Sequence[int], max_distance: int = ALIKE) -> list[int]:
     """The cluster of each hash: hashes within `max_distance` bits share one, and so on in chains.
 
     Clusters are numbered 0, 1, ... in order of first appearance. Every pair is compared, a row at

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from selfloop.collect.told import longest
-from selfloop.roles import Generate, Sampling
+from selfloop.corruptions import refuse_operation
+from selfloop.roles import Generate, Sampling, SelfloopError
 from selfloop.types import Rollout, Sample
 
 
@@ -27,6 +28,11 @@ class Independent:
     views: float = 0.0
     op: str = "view"
     severity: float = 0.5
+
+    def __post_init__(self) -> None:
+        refuse_operation(self, self.op, self.severity)
+        if not 0 <= self.views <= 1:
+            raise SelfloopError(f"Independent(views={self.views}): expected a share from 0 to 1")
 
     async def __call__(self, generate: Generate, sample: Sample, key: str,
                        guidance: Mapping[str, Any] | None = None) -> list[Rollout]:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from selfloop import keys
 from selfloop.collect.conditioning import noted
-from selfloop.collect.negatives import EXCHANGED, WORSE_SEEN, worse_media
+from selfloop.collect.negatives import EXCHANGED, WORSE_SEEN, can_worsen, worse_media
 from selfloop.collect.swapped_pictures import Pool
 from selfloop.roles import Contrast, Generate, Sampling, SelfloopError
 from selfloop.types import Context, Rollout, Sample
@@ -33,7 +33,7 @@ class MixedDecoding:
 
     Marks as `Negatives` has them: `sampling["negative"]` = "mixed" and `"severity"` = h on the bad
     ones; `"guided"` on good ones that were pushed. What was mixed has no log-probs. Samples without
-    pictures get good answers only.
+    pictures, or where the cause changes none (`shuffle` needs two), get plain good answers only.
     """
 
     n: int = 2
@@ -69,9 +69,9 @@ class MixedDecoding:
 
     async def __call__(self, generate: Generate, sample: Sample, key: str) -> list[Rollout]:
         """The good answers, then the bad ones."""
-        if not sample.media:
-            return await generate(sample, n=self.n, sampling=self._sampling(None), label="good")
         other = self._other(sample, key)
+        if other == sample.context:
+            return await generate(sample, n=self.n, sampling=self._sampling(None), label="good")
         pushed = Contrast(context=other, weight=-self.away, rate=self.rate, floor=self.floor)
         found = await generate(sample, n=self.n, label="good", sampling=self._sampling(pushed))
         if not pushed.idle:
@@ -94,5 +94,7 @@ class MixedDecoding:
     def _other(self, sample: Sample, key: str) -> Context:
         if self.against == NO_PICTURE:
             return sample.context.without_media()
+        if not can_worsen(sample.media, self.against):
+            return sample.context
         return sample.context.seen_as(worse_media(
             sample.media, self.against, self.severity, f"{key}/{self.against}", self.pool))

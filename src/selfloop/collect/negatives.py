@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from selfloop import keys
 from selfloop.collect.conditioning import noted, put_under, wholly_own
+from selfloop.collect.lexicon import ENGLISH, Lexicon
+from selfloop.collect.mentions import SWAPS
 from selfloop.collect.swapped_pictures import Pool, any_other, near_other, reordered
-from selfloop.collect.text_negatives import SWAPS, checked, eliciting, injecting, swapped, truncated
+from selfloop.collect.text_negatives import checked, eliciting, injecting, swapped, truncated
+from selfloop.collect.unsayable import if_sayable
 from selfloop.corruptions import OPERATIONS
 from selfloop.roles import Generate, Sampling, SelfloopError
 from selfloop.types import Context, Group, Media, Rollout, Sample
@@ -34,6 +36,11 @@ NEGATIVES = (*WORSE_SEEN, *EXCHANGED, "eliciting", *REWRITTEN, "injected")
 """Every cause by name."""
 BLIND = "no picture"
 """The mark of the answers drawn without pictures, which only `audit` reads."""
+
+
+def can_worsen(media: Sequence[Media], cause: str) -> bool:
+    """Whether there is a picture that an image-side cause could change; a shuffle needs two."""
+    return sum(m.kind == "image" for m in media) > (cause == "shuffle")
 
 
 def worse_media(media: tuple[Media, ...], cause: str, severity: float, key: str,
@@ -65,11 +72,15 @@ def worse_media(media: tuple[Media, ...], cause: str, severity: float, key: str,
 
 
 def worse_text(text: str, cause: str, severity: float, key: str,
-               vocabulary: frozenset[str] = frozenset()) -> str:
-    """The text as a cause of `REWRITTEN` makes it. Raises SelfloopError for another name."""
+               vocabulary: frozenset[str] = frozenset(), lexicon: Lexicon = ENGLISH) -> str:
+    """The text as a cause of `REWRITTEN` makes it; `truncated` leaves the first word at least.
+
+    Raises SelfloopError for another name.
+    """
     if cause == "truncated":
-        return truncated(text, severity)
-    return swapped(text, cause, severity, key, vocabulary)
+        return truncated(text, severity) or text[:len(text) - len(text.lstrip())] + "".join(
+            text.split()[:1])
+    return swapped(text, cause, severity, key, vocabulary, lexicon)
 
 
 @dataclass(frozen=True)
@@ -78,9 +89,10 @@ class Negatives:
 
     Bad answers have `sampling["negative"]` (the cause), `"severity"` and, when rewritten from a
     good answer, `"of"`, its id. All are put under the plain context, where preference losses
-    compare them. `blind` draws as many answers without pictures, for `audit` alone: take them
-    out before signals are made (`without_blind`, an organizer step). A cause that cannot change
-    anything (no pictures, nothing named in the text) gives no answer.
+    compare them. `blind` draws as many answers without pictures, at least two, for `audit` alone:
+    take them out before signals are made (`without_blind`, an organizer step). A cause that cannot
+    change anything (no pictures, nothing named in the text), or whose text the model cannot be made
+    to say, gives no answer: the good one has it in `sampling["skipped"]`, which `audit` counts.
 
     With `guide` the good answers are drawn under a guiding prompt, and put under the plain context
     as well. With `pick_one` each good answer has one cause only, drawn by key: a cause that is
@@ -94,11 +106,17 @@ class Negatives:
     blind: bool = False
     vocabulary: tuple[str, ...] = ()
     """The words that swaps may bring in, for a model with a closed vocabulary; () = any."""
+    lexicon: Lexicon | None = None
+    """What swaps know; None: `collect.lexicon.ENGLISH`."""
     guide: Callable[[Context], Context] | None = None
     pick_one: bool = False
     temperature: float = 1.0
     max_new_tokens: int = 128
-    asks: ClassVar[frozenset[str]] = frozenset({"forced_prefix"})
+
+    @property
+    def asks(self) -> frozenset[str]:
+        """What it needs of an engine: texts that a rule rewrote are put in by force."""
+        return frozenset({"forced_prefix"} if set(REWRITTEN) & set(self.causes) else ())
 
     def __post_init__(self) -> None:
         checked(self.severity)
@@ -113,20 +131,32 @@ class Negatives:
     async def __call__(self, generate: Generate, sample: Sample, key: str) -> list[Rollout]:
         """The good answers, then the bad ones cause by cause, then the blind ones."""
         good = await self._good(generate, sample)
-        found = list(good)
-        if self.severity and self.causes and self.pick_one:
-            for i, one in enumerate(good):
-                u = float(keys.uniforms(f"{key}/cause{i}", 1)[0])
-                cause = self.causes[int(u * len(self.causes))]
-                found += await self._bad(generate, sample, [one], cause, f"{key}/{i}")
-        elif self.severity:
-            for cause in self.causes:
-                found += await self._bad(generate, sample, good, cause, key)
+        causes = self._causes(len(good), key)
+        found: list[Rollout] = []
+        lacking: list[list[str]] = [[] for _ in good]
+        for cause, of, under in causes:
+            bad = await self._bad(generate, sample, [good[i] for i in of], cause, under)
+            found += [one for one in bad if one is not None]
+            for i, one in zip(of, bad, strict=True):
+                if one is None:
+                    lacking[i].append(cause)
+        found = [*(noted(r, skipped=why) if why else r
+                   for r, why in zip(good, lacking, strict=True)), *found]
         if self.blind:
-            drawn = await generate(sample.context.without_media(), n=self.n,
+            drawn = await generate(sample.context.without_media(), n=max(2, self.n),
                                    sampling=self._sampling(), label="blind")
             found += [noted(r, negative=BLIND) for r in drawn]
         return found
+
+    def _causes(self, n: int, key: str) -> list[tuple[str, list[int], str]]:
+        """(cause, the good answers that it is for, the key of its draws), in order."""
+        if not self.severity or not self.causes:
+            return []
+        if not self.pick_one:
+            return [(cause, list(range(n)), key) for cause in self.causes]
+        picks = [float(keys.uniforms(f"{key}/cause{i}", 1)[0]) for i in range(n)]
+        return [(self.causes[int(u * len(self.causes))], [i], f"{key}/{i}")
+                for i, u in enumerate(picks)]
 
     def _sampling(self) -> Sampling:
         return Sampling(temperature=self.temperature, max_new_tokens=self.max_new_tokens)
@@ -137,57 +167,62 @@ class Negatives:
         return drawn if self.guide is None else [put_under(sample.context, r) for r in drawn]
 
     async def _bad(self, generate: Generate, sample: Sample, good: list[Rollout], cause: str,
-                   key: str) -> list[Rollout]:
-        """One answer made worse by the cause for each good one, marked with the cause."""
+                   key: str) -> list[Rollout | None]:
+        """For each good answer one made worse by the cause and marked with it; None: skipped."""
         if cause in REWRITTEN or cause == "injected":
-            drawn = await self._from_good(generate, sample, good, cause, key)
+            drawn = [await self._from_good(generate, sample, one, cause, f"{key}/{i}", str(i))
+                     for i, one in enumerate(good)]
         else:
             drawn = await self._from_scratch(generate, sample, cause, len(good), key)
-        return [noted(r, negative=cause, severity=self.severity) for r in drawn]
+        return [r if r is None else noted(r, negative=cause, severity=self.severity)
+                for r in drawn]
 
     async def _from_scratch(self, generate: Generate, sample: Sample, cause: str, n: int, key: str
-                            ) -> list[Rollout]:
+                            ) -> list[Rollout | None]:
         """New answers, drawn where the cause leads the model astray."""
         if cause == "eliciting":
             astray = eliciting(sample.context, self.severity, key)
-        elif not sample.media or (cause == "shuffle" and len(sample.media) < 2):
-            return []
+        elif not can_worsen(sample.media, cause):
+            return [None] * n
         else:
             astray = sample.context.seen_as(worse_media(
                 sample.media, cause, self.severity, f"{key}/{cause}", self.pool))
         if astray == sample.context:
-            return []
+            return [None] * n
         drawn = await generate(astray, n=n, sampling=self._sampling(), label=cause)
         return [put_under(sample.context, r) for r in drawn]
 
-    async def _from_good(self, generate: Generate, sample: Sample, good: list[Rollout],
-                         cause: str, key: str) -> list[Rollout]:
-        """The good answers made worse, by rule or by the model itself."""
-        found: list[Rollout] = []
-        for i, one in enumerate(good):
-            label = f"{cause}{i}"
-            if cause == "injected":
-                asked = injecting(sample.context, one.text, self.severity)
-                (drawn,) = await generate(asked, sampling=self._sampling(), label=label)
-                made: Rollout | None = put_under(sample.context, drawn)
-            else:
-                text = worse_text(one.text, cause, self.severity, f"{key}/{i}",
-                                  frozenset(self.vocabulary))
-                made = None if text in (one.text, "") else await as_if_drawn(
-                    generate, sample, text, label)
-            if made is not None and made.text != one.text:
-                found.append(noted(made, of=one.id))
-        return found
+    async def _from_good(self, generate: Generate, sample: Sample, one: Rollout, cause: str,
+                         key: str, place: str) -> Rollout | None:
+        """A good answer made worse, by rule or by the model itself; None where nothing changed."""
+        label = f"{cause}{place}"
+        if cause == "injected":
+            asked = injecting(sample.context, one.text, self.severity)
+            (drawn,) = await generate(asked, sampling=self._sampling(), label=label)
+            made: Rollout | None = put_under(sample.context, drawn)
+        else:
+            text = worse_text(one.text, cause, self.severity, key, frozenset(self.vocabulary),
+                              self.lexicon or ENGLISH)
+            made = None if text in (one.text, "") else await as_if_drawn(
+                generate, sample, text, label)
+        return None if made is None or made.text == one.text else noted(made, of=one.id)
 
 
-async def as_if_drawn(generate: Generate, sample: Sample, text: str, label: str) -> Rollout:
+async def as_if_drawn(generate: Generate, sample: Sample, text: str, label: str
+                      ) -> Rollout | None:
     """A given text as an answer: forced, one token more drawn, and that kept only if it ends it.
+
+    None where the engine cannot be made to say it: an <unk> that it drew itself, a word that a
+    swap brought in. A text that a rule made is no reason to stop a run.
 
     All its tokens count as the model's, so that a preference loss can push them down; there are
     no log-probs, since it was never drawn.
     """
-    (forced,) = await generate(sample, label=label, sampling=Sampling(
-        temperature=0, max_new_tokens=1, prefix=text))
+    found = await if_sayable(generate(sample, label=label, sampling=Sampling(
+        temperature=0, max_new_tokens=1, prefix=text)))
+    if not found:
+        return None
+    (forced,) = found
     (turn,) = forced.turns
     given = sum(1 for drawn in turn.mask if not drawn)
     ended = turn.finish_reason == "stop"

@@ -1,92 +1,189 @@
-"""Other pictures in the place of the right ones: any of a pool, a similar one, another order."""
+"""Other pictures in the place of the right ones: any of a pool, a similar one, another order.
+
+Frames of one video, and pages of one document, are exchanged together: they become frames of one
+other file, in their order.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import groupby
+from statistics import fmean
+from typing import Any
+
+from PIL import Image
 
 from selfloop import keys
-from selfloop.pictures import Library, perceptual_hash
+from selfloop.likeness import ALIKE, perceptual_hash
+from selfloop.pictures import Library
 from selfloop.roles import SelfloopError
 from selfloop.types import Media
+
+Vector = tuple[float, ...]
+Pictures = tuple[Media, ...]
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Pictures that may stand in for another, with their perceptual hashes (64 bits)."""
+    """Pictures that may stand in for another, with their perceptual hashes (64 bits).
 
-    media: tuple[Media, ...]
+    With `vectors` (unit vectors of an image-text encoder) likeness is their cosine, that is by
+    meaning; else the hashes' distance, by layout. Pictures whose hashes are as close as the
+    project calls alike (`likeness.ALIKE`) never stand in for each other, however likeness
+    is told: a copy in another format is no negative.
+    """
+
+    media: Pictures
     hashes: tuple[int, ...]
+    vectors: tuple[Vector, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
-        if len(self.media) != len(self.hashes):
-            raise SelfloopError(
-                f"Pool: {len(self.hashes)} hashes for {len(self.media)} pictures; build it with "
-                "pool_of(media, library)")
+        for name, of in (("hashes", self.hashes), ("vectors", self.vectors or self.media)):
+            if len(of) != len(self.media):
+                raise SelfloopError(f"Pool: {len(of)} {name} for {len(self.media)} pictures; build "
+                                    "it with pool_of(media, library)")
 
-    def others(self, medium: Media) -> list[int]:
-        """Places of the pictures in the pool that are not this one, by the bytes."""
-        found = [i for i, m in enumerate(self.media) if m.sha256 != medium.sha256]
-        if not found:
-            raise SelfloopError(
-                f"the pool has no picture besides {medium.sha256[:12]}; give it more pictures")
-        return found
+    @cached_property
+    def _files(self) -> dict[str, Pictures]:
+        """Its pictures by file, frames in the order of time."""
+        found: dict[str, list[Media]] = {}
+        for medium in self.media:
+            found.setdefault(medium.sha256, []).append(medium)
+        return {name: tuple(sorted(held, key=_when)) for name, held in found.items()}
 
-    def by_likeness(self, medium: Media) -> list[Media]:
-        """The other pictures, those first whose hash differs least from this picture's.
+    @cached_property
+    def _place(self) -> dict[str, int]:
+        return {medium.identity: i for i, medium in enumerate(self.media)}
 
-        Raises SelfloopError when the picture itself is not in the pool, since its hash is unknown.
+    def others(self, clip: Pictures) -> list[Pictures]:
+        """What may stand in for a picture, or for several of one file: as many of one other file.
+
+        For several, files with several are taken if there are any. What looks alike is left out,
+        if the pool has the clip itself. Raises SelfloopError where the pool has no other file.
         """
-        own = next((h for m, h in zip(self.media, self.hashes, strict=True)
-                    if m.sha256 == medium.sha256), None)
-        if own is None:
+        files = [held for name, held in self._files.items() if name != clip[0].sha256]
+        if not files:
             raise SelfloopError(
-                f"picture {medium.sha256[:12]} is not in the pool, so its hash is not known; "
-                "build the pool of all training pictures")
-        order = sorted(self.others(medium),
-                       key=lambda i: ((self.hashes[i] ^ own).bit_count(), self.media[i].sha256))
-        return [self.media[i] for i in order]
+                f"the pool has no picture besides {clip[0].sha256[:12]}; give it more pictures")
+        if len(clip) > 1:
+            files = [held for held in files if len(held) > 1] or files
+            found = [_in_step(clip, held) for held in files]
+        else:
+            found = [(medium,) for held in files for medium in held]
+        return [one for one in found if not self._alike(clip, one)]
+
+    def by_likeness(self, clip: Pictures) -> list[Pictures]:
+        """`others`, those first that are most like the clip, frame by frame on average.
+
+        Raises SelfloopError when a picture of it is not in the pool, since nothing is known of it.
+        """
+        for medium in clip:
+            if medium.plain.identity not in self._place:
+                raise SelfloopError(
+                    f"picture {medium.sha256[:12]} is not in the pool, so its hash is not known; "
+                    "build the pool of all training pictures")
+        return sorted(self.others(clip), key=lambda one: (
+            fmean(self._apart(a, b) for a, b in zip(clip, one, strict=True)),
+            [m.identity for m in one]))
+
+    def _apart(self, a: Media, b: Media) -> float:
+        one, other = self._place[a.plain.identity], self._place[b.identity]
+        if not self.vectors:
+            return (self.hashes[one] ^ self.hashes[other]).bit_count()
+        return -sum(x * y for x, y in zip(self.vectors[one], self.vectors[other], strict=True))
+
+    def _alike(self, clip: Pictures, other: Pictures) -> bool:
+        """Whether every picture looks like the one that would stand there."""
+        places = [(self._place.get(a.plain.identity), self._place[b.identity])
+                  for a, b in zip(clip, other, strict=True)]
+        return all(a is not None and (self.hashes[a] ^ self.hashes[b]).bit_count() <= ALIKE
+                   for a, b in places)
 
 
-def pool_of(media: Sequence[Media], library: Library) -> Pool:
-    """The pool of these pictures, each once; every one is opened to be hashed."""
+def pool_of(media: Sequence[Media], library: Library, encoder: Any = None) -> Pool:
+    """The pool of these pictures, each once; every one is opened to be hashed.
+
+    With `encoder`, whose `embeddings(picture, text)` gives a picture's vector first (such as
+    `organize.verify.similarity.encoder_named(...)`), likeness is by that, and else by hash.
+    """
     once = tuple({m.identity: m for m in media if m.kind == "image"}.values())
-    return Pool(once, tuple(perceptual_hash(library.open(m)) for m in once))
+    hashes = tuple(perceptual_hash(library.open(m)) for m in once)
+    return Pool(once, hashes, () if encoder is None else tuple(
+        _vector(encoder, library.open(m)) for m in once))
 
 
-def any_other(media: Sequence[Media], pool: Pool, severity: float, key: str) -> tuple[Media, ...]:
-    """A `severity` share of the pictures (each with that probability) replaced by any other."""
-    found = []
-    for i, medium in enumerate(media):
-        others = pool.others(medium)
+def _vector(encoder: Any, picture: Image.Image) -> Vector:
+    """The picture's unit vector."""
+    if not hasattr(encoder, "embeddings"):
+        raise SelfloopError(f"pool_of: encoder {type(encoder).__name__} has no embeddings(picture, "
+                            "text); give a dual encoder, such as similarity.DualEncoder(folder)")
+    found = [float(x) for x in encoder.embeddings(picture, "a picture")[0]]
+    length = math.sqrt(sum(x * x for x in found))
+    return tuple(x / length for x in found) if length else tuple(found)
+
+
+def _when(medium: Media) -> tuple[float, int]:
+    """When a frame is shown, or which page it is."""
+    seconds = medium.meta.get("seconds")
+    page = next((int(op.key) for op in medium.ops if op.name == "page"), 0)
+    return (float(seconds) if isinstance(seconds, int | float) else 0.0, page)
+
+
+def _in_step(clip: Pictures, held: Pictures) -> Pictures:
+    """As many pictures of another file: one for one where it has as many, or else, for each, the
+    one nearest in time (of a document: in pages)."""
+    if len(held) == len(clip):
+        return held
+    return tuple(min(held, key=lambda m: tuple(abs(x - y) for x, y in zip(
+        _when(m), _when(own), strict=True))) for own in clip)
+
+
+def clips(media: Sequence[Media]) -> list[Pictures]:
+    """The pictures cut into stretches of one file each: the frames of a video, a document."""
+    return [tuple(run) for _, run in groupby(media, key=lambda m: m.sha256)]
+
+
+def any_other(media: Sequence[Media], pool: Pool, severity: float, key: str) -> Pictures:
+    """A `severity` share of the pictures (each with that probability) replaced by any other.
+
+    A video or document counts as one. What has no other in the pool but look-alikes stays.
+    """
+    found: list[Media] = []
+    for i, clip in enumerate(clips(media)):
+        others = pool.others(clip)
         u, pick = keys.uniforms(f"{key}/{i}", 2)
-        found.append(pool.media[others[int(pick * len(others))]] if u < severity else medium)
+        found += others[int(pick * len(others))] if others and u < severity else clip
     return tuple(found)
 
 
-def near_other(media: Sequence[Media], pool: Pool, severity: float) -> tuple[Media, ...]:
+def near_other(media: Sequence[Media], pool: Pool, severity: float) -> Pictures:
     """Every picture replaced by one from the pool: the most alike near 0, the least alike at 1.
 
-    Likeness is by perceptual hash, that is by layout and not by meaning.
+    A video or document counts as one. What has no other in the pool but look-alikes stays.
     """
     if severity == 0:
         return tuple(media)
-    found = []
-    for medium in media:
-        order = pool.by_likeness(medium)
-        found.append(order[min(len(order) - 1, int(severity * len(order)))])
+    found: list[Media] = []
+    for clip in clips(media):
+        order = pool.by_likeness(clip)
+        found += order[min(len(order) - 1, int(severity * len(order)))] if order else clip
     return tuple(found)
 
 
-def reordered(media: Sequence[Media], severity: float, key: str) -> tuple[Media, ...]:
+def reordered(media: Sequence[Media], severity: float, key: str) -> Pictures:
     """A `severity` share of the pictures (or frames) moved, each to the place of the next moved.
 
-    Video-R1 compares answers on ordered and shuffled frames (arXiv 2503.21776). Raises
-    SelfloopError for fewer than two pictures; a share that is less than two moves nothing.
+    One alone cannot move, so that any severity above 0 moves at least two. Video-R1 compares
+    answers on ordered and shuffled frames (arXiv 2503.21776). Raises SelfloopError for fewer than
+    two pictures.
     """
     if len(media) < 2:
         raise SelfloopError(f"shuffle needs several pictures in one sample; this has {len(media)}")
-    moved = keys.shuffled(len(media), key)[:round(severity * len(media))]
+    count = max(2, round(severity * len(media))) if severity > 0 else 0
+    moved = keys.shuffled(len(media), key)[:count]
     found = list(media)
     for place, source in zip(moved, moved[1:] + moved[:1], strict=True):
         found[place] = media[source]

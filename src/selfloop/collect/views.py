@@ -1,7 +1,8 @@
 """Mixed views: clean and distorted pictures of one problem in one group (primitive S8).
 
 A model that answers alike on both is paid for looking past the distortion; the distortion fades
-as training goes on (NoisyRollout, arXiv 2504.13055).
+as training goes on (NoisyRollout, arXiv 2504.13055). Ordered and shuffled frames are such a group,
+too (Video-R1, arXiv 2503.21776).
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from selfloop.collect.conditioning import noted, put_under
+from selfloop.collect.negatives import EXCHANGED, WORSE_SEEN, can_worsen, worse_media
+from selfloop.collect.swapped_pictures import Pool
+from selfloop.corruptions import OPERATIONS, refuse_operation
 from selfloop.roles import Generate, Sampling, SelfloopError
-from selfloop.types import Rollout, Sample
+from selfloop.types import Media, Rollout, Sample
 
 SHAPES = ("constant", "linear", "power", "exponential", "sigmoid")
 
@@ -68,17 +72,27 @@ class MixedViews:
     The step is read from `guidance["step"]`, which the organizer step `adaptive.count_steps`
     leaves; without it the severity stays at its start. All n distorted draws see one picture.
     Distorted answers are trained under the clean picture when `train_clean` (NoisyRollout), and
-    then without their log-probs. Samples without pictures get 2n plain draws.
+    then without their log-probs; else under what they saw, where `FrameOrder` finds shuffled frames
+    (`op="shuffle"`, with `Anneal("constant")`: Video-R1's mixed group). Samples that the operation
+    cannot change (no picture, one alone to be shuffled) get 2n plain draws.
     """
 
     n: int = 6
     op: str = "diffusion"
+    """A picture operation, or an image-side cause of `collect.negatives`."""
     severity: float = 0.5
     """At the start; .5 of `diffusion` is its step 500."""
     anneal: Anneal = Anneal()
     train_clean: bool = False
     temperature: float = 1.0
     max_new_tokens: int = 64
+    pool: Pool | None = None
+    """For `swapped` and `near`: `pool_of(media, library)`."""
+
+    def __post_init__(self) -> None:
+        refuse_operation(self, self.op, self.severity, (*WORSE_SEEN, *EXCHANGED))
+        if self.op in ("swapped", "near") and self.pool is None:
+            raise SelfloopError(f"MixedViews(op={self.op!r}) needs pool=: pool_of(media, library)")
 
     @property
     def per_problem(self) -> float:
@@ -90,16 +104,23 @@ class MixedViews:
         """The clean answers, then the others, marked by `sampling["severity"]`."""
         sampling = Sampling(temperature=self.temperature, max_new_tokens=self.max_new_tokens)
         severity = self.severity_at(guidance)
-        if not sample.media or severity == 0:
+        media = self._worse(sample.media, severity, key)
+        if media == sample.media:
             return await generate(sample, n=2 * self.n, sampling=sampling, label="clean")
         clean = await generate(sample, n=self.n, sampling=sampling, label="clean")
-        media = tuple(m.with_op(self.op, severity, f"{key}/noisy{i}")
-                      for i, m in enumerate(sample.media))
         seen = await generate(sample.context.seen_as(media), n=self.n, sampling=sampling,
                               label="noisy")
         if self.train_clean:
             return [*clean, *(put_under(sample.context, r, severity=severity) for r in seen)]
         return [*clean, *(noted(r, severity=severity) for r in seen)]
+
+    def _worse(self, media: tuple[Media, ...], severity: float, key: str) -> tuple[Media, ...]:
+        if severity == 0 or not can_worsen(media, self.op):
+            return media
+        if self.op in OPERATIONS:
+            return tuple(m.with_op(self.op, severity, f"{key}/noisy{i}")
+                         for i, m in enumerate(media))
+        return worse_media(media, self.op, severity, f"{key}/noisy", self.pool)
 
     def severity_at(self, guidance: Mapping[str, Any]) -> float:
         """The severity in [0, 1] at the step that the guidance names."""

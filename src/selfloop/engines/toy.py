@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from selfloop import keys
+from selfloop.collect.unsayable import Unsayable
 from selfloop.optimize.rows import Row, Weight, rows_of
 from selfloop.roles import Request, SelfloopError
 from selfloop.types import Branch, Context, Media, Turn, digest
@@ -148,9 +149,24 @@ class ToyEngine:
             table = self.table.detach().numpy().copy()
         return [self._answers(table, request) for request in requests]
 
+    def attempt(self, requests: Sequence[Request], version: int) -> list[list[Turn] | Unsayable]:
+        """`generate`, with the error in the place of a request that forces an unknown word."""
+        whys = [self._why_unsayable(r.sampling.prefix) for r in requests]
+        sayable = [r for r, why in zip(requests, whys, strict=True) if why is None]
+        drawn = iter(self.generate(sayable, version) if sayable else ())
+        return [why or next(drawn) for why in whys]
+
+    def _why_unsayable(self, prefix: str) -> Unsayable | None:
+        unknown = next((word for word in prefix.split() if word not in self.ids), None)
+        return None if unknown is None else Unsayable(
+            f"the toy cannot begin with {prefix[:60]!r}: it does not know the word {unknown!r}: "
+            "give ToyEngine(words=...) with it")
+
     def _answers(self, table: np.ndarray, request: Request) -> list[Turn]:
         prompt, media = self._prompt(request)
-        forced = tuple(self.ids[w] for w in request.sampling.prefix.split())
+        if why := self._why_unsayable(request.sampling.prefix):
+            raise why
+        forced = tuple(self.ids[word] for word in request.sampling.prefix.split())
         cells = self._read(request, (*prompt, *forced), media, forced)
         taken = np.zeros((request.sampling.max_new_tokens, self.shape[2]))
         return [self._draw(table, request, i, (prompt, media, forced), cells, taken)

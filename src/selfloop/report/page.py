@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 import selfloop
 from selfloop.pictures import write_whole
-from selfloop.report import arms, gallery, sections
+from selfloop.report import arms, gallery, negatives, sections
 from selfloop.report.audited import audited
 from selfloop.report.facts import Findings, gather
 from selfloop.report.votes import pseudo_labels
@@ -64,6 +64,7 @@ def _view(found: Findings, dev: Sequence[Sample]) -> dict[str, Any]:
         "final": found.final, "promoted": found.promoted, "iterations": found.iterations,
         "cost": sections.cost(found), "floors": sections.floors(found),
         "flow": sections.flow(found), "audited": audited(found),
+        "negatives": negatives.rows(negatives.negatives(found)), "of_negatives": negatives,
         "changed": gallery.changed(found, known, album), "why_not": why_not,
         "groups": gallery.learned_from(found, album), "missing": _missing(found),
         "printed": str(loop.get("printed", "")), "fingerprint": loop.get("fingerprint", ""),

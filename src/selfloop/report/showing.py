@@ -14,6 +14,8 @@ from selfloop.evaluate.answers import Answer
 from selfloop.report.facts import Findings, account, gather
 from selfloop.report.floors import told as floors
 from selfloop.report.gallery import questions
+from selfloop.report.negatives import negatives
+from selfloop.report.negatives import table as of_negatives
 from selfloop.report.words import (
     between,
     decision,
@@ -39,6 +41,7 @@ def describe_run(folder: str | Path) -> dict[str, Any]:
         "decision": decision(found), "stopped": found.stopped, "missing": found.missing,
         "fingerprint": found.about.get("fingerprint"), "summary": found.summary,
         **account(found), "steps": len(found.manifests), "floors": floors(found),
+        "negatives": negatives(found),
         "iterations": [i.model_dump(mode="json") for i in found.iterations],
     }
 
@@ -206,6 +209,7 @@ def _run(told: dict[str, Any]) -> RenderableType:
                           _share(dev.get("no_image")), _real(i["reward"]), gain,
                           f"{counts.get('drawn', 0):,}", f"{counts.get('right', 0):,}")
         parts.append(table)
+    parts += of_negatives(told["negatives"])
     parts += _floors(told["floors"])
     tokens, seconds = told["tokens"], told["seconds"]
     parts.append(Text(
