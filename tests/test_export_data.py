@@ -352,6 +352,10 @@ def test_several_steps_make_one_set_of_files(runs, tmp_path, steps, expected):
     whole = export_data(folder, tmp_path / "whole", "datasets", step=steps)
     assert read_signals(tmp_path / "whole" / "train.parquet") == pairs and whole.rows == len(pairs)
     assert json.loads((tmp_path / "out" / "export.json").read_text())["steps"] == list(expected)
+    if steps == "all":
+        done = CliRunner().invoke(main, ["export", str(folder), "--format", "trl", "--step", steps,
+                                         "--out", str(tmp_path / "called")])
+        assert done.exit_code == 0 and "rows of steps 0 to 2" in done.output, done.output
     for other in ("2-", "some", "-1"):
         with pytest.raises(SelfloopError, match="a number, a range such as 2-5, or all"):
             export_data(folder, tmp_path / "other", "trl", step=other)

@@ -246,25 +246,26 @@ class Data:
     train: Samples
     dev: Samples | None
     notes: tuple[str, ...] = ()
-    """Training rows that were left out because an evaluation set knows them; what of these sets
-    could not be compared."""
+    """Training rows left out because an evaluation set knows them; what was not compared."""
 
 
-def load_data(config: RunConfig) -> Data:
-    """Train and dev samples. Raises SelfloopError naming file, row and field of what is bad."""
+def load_data(config: RunConfig, *, asking: bool = False) -> Data:
+    """Train and dev samples. Raises SelfloopError naming file, row and field of what is bad.
+    `asking`: for a probe or plan, which trains nothing and needs no test file to be there yet."""
     from selfloop.collect.guided import structured
     from selfloop.data import load
     from selfloop.organize.refine.clean_data import unknown_to
 
     for name in ("train", "dev", "test"):
         path = getattr(config.data, name)
-        if path is not None and not path.exists():
+        if path is not None and not path.exists() and not (asking and name == "test"):
             raise SelfloopError(f"data.{name}: {path}: no such file: check the path, or make it "
                                 "with `selfloop init`")
     frames = config.data.frames
     train = load(config.data.train, frames=frames)
     dev = load(config.data.dev, frames=frames) if config.data.dev else None
-    found = unknown_to(train, dev, config.data.test, config.data.decontaminate,
+    test = config.data.test if config.data.test and config.data.test.exists() else None
+    found = unknown_to(train, dev, test, config.data.decontaminate,
                        () if isinstance(config.suites, str) else [s.path for s in config.suites])
     return Data(structured(found.samples, config.prompt),
                 dev if dev is None else structured(dev, config.prompt),

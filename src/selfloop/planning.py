@@ -123,8 +123,8 @@ def _costed(made: Plan, config: RunConfig, probed: Probed, other: Machine | None
     expected = costs.seconds(n, probed, shape)
     held = costs.memory(n, shape, probed.machine.get("batch_tokens", 32768.0),
                         n.contexts * n.group / max(1.0, n.updates)) if shape else {}
-    judges, unasked = judging(loop, config, n, list(islice(load_data(config).train, PROBLEMS)),
-                              shape, machine)
+    few = list(islice(load_data(config, asking=True).train, PROBLEMS))
+    judges, unasked = judging(loop, config, n, few, shape, machine)
     stages = with_judging(costs.stages(n, shape, machine, {} if other else expected, held), judges)
     total = stages[-1]
     spent = total.floor if other else total.seconds
@@ -213,12 +213,13 @@ def suggested(config: RunConfig, method: str, probed: Probed) -> dict[str, Any]:
 
 def labels_of(config: RunConfig) -> dict[str, Any]:
     """labels=answer for `supervised` where no sample has a worked solution to imitate."""
-    return {} if any(s.rationale for s in load_data(config).train) else {"labels": "answer"}
+    train = load_data(config, asking=True).train
+    return {} if any(s.rationale for s in train) else {"labels": "answer"}
 
 
 def smallest_gain(config: RunConfig) -> float | None:
     """The gain that the gate's first look finds with 80 % power on the labelled dev samples."""
-    dev = [s for s in load_data(config).dev or () if s.answer is not None]
+    dev = [s for s in load_data(config, asking=True).dev or () if s.answer is not None]
     clusters = len({s.cluster for s in dev})
     if not dev:
         return None

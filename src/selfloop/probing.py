@@ -56,7 +56,7 @@ def probe(config: RunConfig, *, questions: int = QUESTIONS, draws: int = DRAWS,
 
     Raises SelfloopError for bad data, model or verifier. Never reads the test split.
     """
-    data = load_data(config.model_copy(update={"prompt": "as it is"}))
+    data = load_data(config.model_copy(update={"prompt": "as it is"}), asking=True)
     train, dev = list(data.train), list(data.dev or ())
     asked = chosen(config, train, dev, questions)
     metric = verifier_named(config.verifier, config.home)

@@ -205,4 +205,4 @@ def _symbol_share(text: str) -> float:
     """The share of symbols; a line that is drawn, or a leader, counts as one."""
     seen = [c for c, run in groupby(c for c in text if not c.isspace())
             for _ in (run if c not in RULES else c)]
-    return sum(not c.isalnum() for c in seen) / len(seen)
+    return sum(not c.isalnum() for c in seen) / max(1, len(seen))
