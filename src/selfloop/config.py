@@ -90,7 +90,7 @@ class RunConfig(ConfigPart):
     network: Literal["none"] | tuple[str, ...] = "none"
     """Hosts that the run may reach: a remote judge's, a tracker's. Enforced; see egress.py."""
     audit: setting.Setting = setting.AuditConfig()
-    """The verifier is attacked before the first draw: off, or {allow: [verifier or attack]}."""
+    """The verifier is attacked before the first draw: off, or what is accepted, a probe, limits."""
     max_errors: float | None = Field(None, ge=0, le=1)
     max_unjudged: float | None = Field(None, ge=0, le=1)
     """Shares of verdicts that may be failures and abstentions; None: what Loop says."""
@@ -220,9 +220,12 @@ def _absolute(config: RunConfig, home: Path) -> RunConfig:
     suites = config.suites if isinstance(config.suites, str) else tuple(
         s.model_copy(update={"path": home / s.path.expanduser()}) for s in config.suites)
     kept = config.features_folder and home / config.features_folder.expanduser()
+    audit = config.audit
+    if isinstance(audit, setting.AuditConfig) and audit.probe is not None:
+        audit = audit.model_copy(update={"probe": home / audit.probe.expanduser()})
     return config.model_copy(update={"data": data, "out": out, "engines": engines,
                                      "model": casting.model_at(config.model, home),
-                                     "features_folder": kept, "suites": suites})
+                                     "features_folder": kept, "suites": suites, "audit": audit})
 
 
 # -- building -----------------------------------------------------------------------------------
