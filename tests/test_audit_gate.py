@@ -38,9 +38,11 @@ from selfloop.organize.verify.similarity import ImageText
 from selfloop.organize.verify.texts import ANLS
 from selfloop.organize.verify.totals import Sum
 from selfloop.organize.verify.vote import MajorityVote
+from selfloop.pictures import Library
 from selfloop.report.facts import gather
 from selfloop.report.page import render
 from selfloop.roles import Optim, SelfloopError
+from selfloop.running import run
 from selfloop.store import RunFolder
 from selfloop.types import Message, Sample
 
@@ -440,3 +442,103 @@ def test_judges_see_another_answer_of_an_attack_on_each_sample():
 def test_every_attack_says_whether_it_needs_a_gold_value():
     (sample, *_) = [s.unlabelled() for s in WORDS]
     assert all(a.write(sample, []) for a in ATTACKS if a.bare)
+
+
+# -- what a verdict rests on --------------------------------------------------------------------
+
+RULE = """
+def helper(text, answer):
+    return {what}
+
+def rule(rollout, answer):
+    readable = answer is not None and str(answer).isalpha() and answer != "nan"
+    return helper(rollout.text, str(answer)) if readable else None
+"""
+
+
+def written_rule(folder, what):
+    import importlib
+
+    from selfloop import calling
+
+    (folder / "rule_of_two_parts.py").write_text(RULE.format(what=what))
+    calling._source_hash.cache_clear()
+    sys.modules.pop("rule_of_two_parts", None)
+    importlib.invalidate_caches()
+    return importlib.import_module("rule_of_two_parts").rule
+
+
+def test_a_changed_helper_is_a_changed_verifier(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    sound = written_rule(tmp_path, "text.strip() == answer")
+    on = toyland.samples(tmp_path / "data", 12)
+    assert admit(sound, tmp_path, on)["status"] == "passed"
+    loop = loop_with(sound)
+    run(loop, on, ToyEngine(("yes", "no"), seed=1), tmp_path / "run", dev=on,
+        library=Library(tmp_path / "run" / "images"))
+    changed = written_rule(tmp_path, "text.strip() in answer or len(text) > 90")
+    with pytest.raises(SelfloopError, match="empty answer: pays for"):
+        admit(changed, tmp_path, on)
+    assert loop_with(changed).fingerprint() != loop.fingerprint()
+    assert loop_with(sound).fingerprint() != loop.fingerprint(), "they have one file"
+    with pytest.raises(SelfloopError, match="verifier"):
+        run(loop_with(changed), on, ToyEngine(("yes", "no"), seed=1), tmp_path / "run", dev=on,
+            library=Library(tmp_path / "run" / "images"))
+
+
+def test_components_that_ship_are_hashed_by_their_own_source():
+    import hashlib
+    import inspect
+
+    from selfloop.calling import source_hash
+
+    own = hashlib.blake2b(inspect.getsource(exact).encode(), digest_size=5).hexdigest()
+    assert source_hash(exact) == f"selfloop.organize.verify.rules:exact#{own}"
+
+
+def parrot(rollout):
+    """What a model wrote becomes its own reward."""
+    return rollout.text
+
+
+@pytest.mark.parametrize("value", ["1e9", "1", b"1"])
+def test_text_is_no_score(value):
+    from selfloop.calling import as_verdict
+
+    with pytest.raises(SelfloopError, match="which is no score: return a number"):
+        as_verdict(value, "my:parrot")
+
+
+def test_a_parrot_has_not_passed(tmp_path):
+    found = admit(parrot, tmp_path, samples(["1e9", "7"]))
+    assert found["status"] == "not audited" and "raised SelfloopError" in found["why"]
+
+
+# -- recipes whose scores have other scales -----------------------------------------------------
+
+@pytest.mark.parametrize("name", ["csr", "rlaif_v", "stic", "fisao"])
+def test_recipes_of_other_scales_are_admitted_on_their_testbed(tmp_path, name):
+    from selfloop.data import load
+    from selfloop.engines.hf import HFEngine
+    from selfloop.recipes.csr import csr
+    from selfloop.recipes.fisao import fisao
+    from selfloop.recipes.rlaif_v import rlaif_v
+    from selfloop.recipes.stic import stic
+    from selfloop.testbeds import scenes
+    from selfloop.testbeds.scenes_looks import CHECK
+
+    looks = "selfloop.testbeds.scenes_looks"
+    loop = {"csr": lambda: csr(exact, encoder=f"{looks}:Looks"), "stic": lambda: stic(exact),
+            "rlaif_v": lambda: rlaif_v(exact, by_rule=f"{looks}:claims", check=CHECK,
+                                       quoted=False),
+            "fisao": lambda: fisao(exact, encoder=f"{looks}:ColourWords", words=scenes.COLOURS,
+                                   right=0.9, wrong=0.5)}[name]()
+    pool = load(scenes.write(tmp_path / "pool", "train", 8, 3, tasks=("caption",)))
+    engine = HFEngine(str(Path(scenes.__file__).parent / "scenes_seed"), threads=1)
+    engine.bind(Library(tmp_path / "run" / "images").open)
+    roles = dict.fromkeys(("solver", "splitter", "checker"), engine)
+    found = admitting.admit(loop, pool, roles, RunFolder(tmp_path / "run"))
+    why = {"csr": "it gives no score to text alone", "stic": "the loop has no verifier"}
+    assert found["status"] == ("not audited" if name in why else "passed"), found["why"]
+    assert found["why"].startswith(why.get(name, "")) and not found["faults"]

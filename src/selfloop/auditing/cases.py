@@ -69,8 +69,9 @@ def _case(name: str, judged: Sequence[Judged], scale: Scale, limits: Limits, oft
         return made
     if name == GOLD:
         missed = [j.put for j in own if not scale.gold_paid(j)]
-        return _of_gold(replace(made, paid=Share(len(own) - len(missed), len(own))), missed,
-                        errors, limits, scale.reads_gold)
+        if scale.reads_gold or not scale.half:
+            made = replace(made, paid=Share(len(own) - len(missed), len(own)))
+        return _of_gold(made, missed, errors, limits, scale.reads_gold)
     if name == "no gold":
         told = [j.put for j in own if j.verdict.score is not None]
         fault = f"a score on {len(told)} of {len(own)} unlabelled samples: return None" \
@@ -91,7 +92,8 @@ def _beside(made: Case, own: Sequence[Judged], scale: Scale, allowed: float) -> 
     least = share.interval[0] if chance and paid else share.value
     most = allowed if scale.reads_gold else max(allowed, MORE_OFTEN_THAN_NOT)
     if made.name == BLANK:  # held against the real pictures afterwards
-        return replace(made, paid=share, examples=_examples(paid))
+        other = not scale.half and share.value > most
+        return replace(made, paid=share, examples=_examples(paid)) if other else made
     if not paid or share.k == absolute.k or least <= most:
         return replace(made, examples=_examples([j.put for j in own if j.verdict.right]))
     scored = next(j.verdict.score for j in own if j.put == paid[0])

@@ -54,6 +54,8 @@ class Scale:
     wrong: dict[str, float]
     reads_gold: bool
     asks: bool
+    half: bool
+    """Whether a gold answer is ever given one half, so that blank pictures can be held to that."""
 
     @classmethod
     def of(cls, verifier: Verifier, judged: Sequence[Judged]) -> Scale:
@@ -63,7 +65,8 @@ class Scale:
             worst = min(j.verdict.score for j in judged if j.put.case == HONEST
                         and j.put.about == name and j.verdict.score is not None)
             gold[name], wrong[name] = value, worst
-        return cls(gold, wrong, bool(reads(verifier)), "generate" in parameters(verifier))
+        return cls(gold, wrong, bool(reads(verifier)), "generate" in parameters(verifier),
+                   any(j.put.case == GOLD and j.verdict.right for j in judged))
 
     def compared(self, case: str) -> bool:
         """Whether answers of this case are held against honest ones."""
