@@ -87,7 +87,8 @@ def options_of(method: str) -> dict[str, inspect.Parameter]:
 
 def verifier_named(name: str, home: Path | None = None) -> Verifier:
     """exact, number, choice, yes_no, text, or module:name (a class is built with its defaults),
-    and outside:module:name for a verifier in a process of its own, with the limits of Outside.
+    and outside:module:name for a verifier in a process of its own, with the limits of Outside
+    or those that follow the name.
 
     Modules are also looked for in `home` and in the folder one stands in.
     """
@@ -99,7 +100,7 @@ def verifier_named(name: str, home: Path | None = None) -> Verifier:
                             "or module:name")
     look_in(home)
     if name.startswith("outside:"):
-        return Outside(name.removeprefix("outside:"))
+        return Outside.named(name.removeprefix("outside:"))
     found: Any = component_named(name)
     if inspect.isclass(found):
         try:

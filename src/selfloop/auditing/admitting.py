@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from shlex import quote
 from typing import Any, Literal
 
 import selfloop
@@ -59,7 +60,8 @@ def admit(loop: Loop, samples: Sequence[Sample], engines: Mapping[str, Engine],
     else:
         how = setting or AuditConfig()
         record |= _tried(loop, samples, engines, folder, how, name, probe)
-        names = {name, name.removeprefix("outside:"), name_of(verifier)}
+        short = name.split()[0]  # without the limits of outside:
+        names = {name, short, short.removeprefix("outside:"), name_of(verifier)}
         _decide(record, how, names | {n.rpartition(":")[2] for n in names})
     put_json(folder.path / FILE, record)
     if record["status"] == "failed":
@@ -129,5 +131,5 @@ def _refusal(record: Mapping[str, Any], folder: RunFolder) -> str:
     more = f" (and {len(faults) - 1} more: {folder.path / FILE})" if len(faults) > 1 else ""
     allow = name if len(faults) > 1 else first["attack"]
     return (f"verifier {name} fails the audit and may train nobody: {first['attack']}: "
-            f"{first['fault']}{more}; mend it and look again with `selfloop audit {name}`, or "
-            f'accept it by name in run.yaml: audit: {{allow: ["{allow}"]}}')
+            f"{first['fault']}{more}; mend it and look again with `selfloop audit {quote(name)}`, "
+            f'or accept it by name in run.yaml: audit: {{allow: ["{allow}"]}}')

@@ -86,11 +86,13 @@ def _named(config: RunConfig, loop: Loop) -> str:
         return config.verifier
     if config.verifier.startswith("outside:"):  # to build it anew would start a process
         outside = getattr(loop.verifier, "verifier", None)
-        return config.verifier if outside == config.verifier.removeprefix("outside:") else ""
+        own = config.verifier.removeprefix("outside:").split()[:1]
+        return config.verifier if own == [outside] else ""
     from selfloop.methods import verifier_named
 
-    own = verifier_named(config.verifier, config.home)
-    return config.verifier if type(own) is type(loop.verifier) and own == loop.verifier else ""
+    named = verifier_named(config.verifier, config.home)
+    same = type(named) is type(loop.verifier) and named == loop.verifier
+    return config.verifier if same else ""
 
 
 def _engines(verifier: Any, config: RunConfig) -> dict[str, Any]:
