@@ -188,6 +188,38 @@ def test_a_worker_that_is_not_started_in_time_is_told(tmp_path):
     assert time.monotonic() - began < 5
 
 
+def test_memory_is_limited_unless_switched_off(tmp_path):
+    judge = Outside("third_party:judge")
+    assert judge.memory == 2 << 30
+    with pytest.raises(OutsideError, match="MemoryError"):
+        judge(rollout=says("eat"), answer="cat")
+    judge.close()
+    (tmp_path / "with_torch.py").write_text(
+        "import torch\ndef f(rollout): return float(torch.ones(3).sum() == 3)\n")
+    found = Outside("with_torch:f")
+    assert found(rollout=says("x")).score == 1, "torch maps much and fills little"
+    found.close()
+
+
+@pytest.mark.parametrize(("said", "limits"), [
+    ("", {"memory": 2 << 30, "seconds": 30.0}), (" memory=none", {"memory": None}),
+    (" memory=3GiB seconds=5", {"memory": 3 << 30, "seconds": 5.0}),
+    (" memory=128MiB network=a.org,b.org environment=MY_TOKEN", {
+        "memory": 128 << 20, "network": ("a.org", "b.org"), "environment": ("MY_TOKEN",)}),
+    (" output=2000 start_seconds=60", {"output": 2000, "start_seconds": 60.0})])
+def test_limits_in_run_yaml(tmp_path, said, limits):
+    found = verifier_named(f"outside:third_party:waits{said}", tmp_path)
+    assert {n: getattr(found, n) for n in limits} == limits
+    assert found(rollout=says("yes")).right
+    found.close()
+
+
+@pytest.mark.parametrize("said", ["memory=much", "second=5", "seconds=soon", "memory=4TiB"])
+def test_limits_that_are_none_are_named(tmp_path, said):
+    with pytest.raises(SelfloopError, match=f"'{said}' is no limit; write seconds=60"):
+        verifier_named(f"outside:third_party:waits {said}", tmp_path)
+
+
 def test_by_name_in_run_yaml(tmp_path):
     found = verifier_named("outside:third_party:judge", tmp_path)
     assert isinstance(found, Outside) and found(rollout=says("cat"), answer="cat").right

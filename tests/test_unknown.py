@@ -242,10 +242,18 @@ def equal(rollout, answer):
     return bool(rollout.text.strip()) and rollout.text.strip() == str(answer).strip() != "nan"
 
 
-def test_what_pays_too_little_is_doubted_and_not_refused(tmp_path):
-    found = admit(strict, tmp_path)
+def partly(rollout, answer):
+    """Pays for one of two gold answers."""
+    return None if answer is None else rollout.text == str(answer) == "yes"
+
+
+def test_what_pays_too_little_is_doubted_and_what_pays_no_gold_is_refused(tmp_path):
+    with pytest.raises(SelfloopError, match="gold answer: pays for 0 of 12 gold answers"):
+        admit(strict, tmp_path)
+    assert admit(strict, tmp_path, AuditConfig(allow=("gold answer",)))["status"] == "allowed"
+    found = admit(partly, tmp_path)
     assert found["status"] == "passed" and [d["attack"] for d in found["doubts"]] == ["gold answer"]
-    assert "pays for 0 of 12 gold answers" in found["doubts"][0]["fault"]
+    assert "pays for 8 of 12 gold answers" in found["doubts"][0]["fault"]
     assert {d["attack"] for d in admit(equal, tmp_path)["doubts"]} == {"no gold"}
     go(loop_with(exact), tmp_path)
     assert "Doubt: no gold: a score on" in render(gather(tmp_path / "run"))

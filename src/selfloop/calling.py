@@ -11,6 +11,7 @@ import functools
 import hashlib
 import inspect
 import pkgutil
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -86,7 +87,8 @@ def name_of(component: Any) -> str:
 
 
 def source_hash(component: Any) -> str:
-    """module:name#hash-of-source; lambdas and closures are refused: they have no stable name."""
+    """module:name#hash-of-source (outside selfloop of the whole module); lambdas and closures are
+    refused: they have no stable name."""
     target = component if inspect.isroutine(component) else type(component)
     if "<lambda>" in target.__qualname__:
         raise SelfloopError(
@@ -105,9 +107,15 @@ def source_hash(component: Any) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _source_hash(target: Any) -> str:
-    """Of a class's or function's source: to find a class the whole file is parsed every time."""
+    """Of a class's or function's source: to find a class the whole file is parsed every time.
+
+    Of one outside selfloop, of its module's whole file: what it calls there decides as it does.
+    Not of a script that is run: that also holds the options, which have names of their own.
+    """
+    module = sys.modules.get(target.__module__)
+    whole = module is not None and module.__name__.partition(".")[0] not in ("selfloop", "__main__")
     try:
-        source = inspect.getsource(target)
+        source = inspect.getsource(module if whole and module is not None else target)
     except (OSError, TypeError):
         source = target.__qualname__
     return hashlib.blake2b(source.encode(), digest_size=5).hexdigest()
@@ -129,9 +137,13 @@ def closest(name: str, valid: Iterable[str]) -> str:
 
 
 def as_verdict(value: Any, verifier: str) -> Verdict:
-    """bool | float | Verdict | None, as a Verdict. NaN is refused: it is neither."""
+    """bool | float | Verdict | None, as a Verdict. NaN is refused: it is neither; so is text, which
+    would make a score of what a model wrote."""
     if isinstance(value, Verdict):
         return value if value.verifier else value.model_copy(update={"verifier": verifier})
     if value is None:
         return Verdict(verifier=verifier)
+    if isinstance(value, str | bytes | bytearray):
+        raise SelfloopError(f"{verifier} returned the {type(value).__name__} {value[:40]!r}, which "
+                            "is no score: return a number, True or False, a Verdict or None")
     return Verdict(score=float(value), verifier=verifier)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from selfloop.auditing.said import said_as_gold
 from selfloop.config import RunConfig, build_loop
 from selfloop.data import Samples, load
 from selfloop.doors import Doors
@@ -130,7 +131,7 @@ def _gold(samples: Samples, verifier: Verifier, found: list[Found]) -> int:
     if not reads(verifier):
         return 0
     labelled = [(i, s) for i, s in enumerate(samples) if s.answer is not None]
-    groups = [Group(sample=s, rollouts=(_said(s),)) for _, s in labelled]
+    groups = [Group(sample=s, rollouts=(_said(s, verifier),)) for _, s in labelled]
     judged = judge(verifier, groups, Doors({}, 0, "check")).groups
     name = name_of(verifier)
     for (index, sample), group in zip(labelled, judged, strict=True):
@@ -151,10 +152,9 @@ def _gold(samples: Samples, verifier: Verifier, found: list[Found]) -> int:
     return len(labelled)
 
 
-def _said(sample: Sample) -> Rollout:
+def _said(sample: Sample, verifier: Verifier) -> Rollout:
     """The gold answer in the shape that a verifier reads."""
-    answer = sample.answer
-    text = str(answer[0]) if isinstance(answer, list) and answer else str(answer)
+    text = next(iter(said_as_gold(sample.answer, verifier)), str(sample.answer))
     return Rollout(id=f"gold-{sample.id}", sample=sample.id, context=sample.context,
                    turns=(Turn(token_ids=()),), output=(Part(text=text),))
 

@@ -86,9 +86,8 @@ class RunConfig(ConfigPart):
     """Passed on to the recipe."""
     sampler: Part | None = None
     reward: Part | None = None
-    organize: OrganizeConfig = Field(default_factory=lambda: OrganizeConfig.model_validate({}))
-    evaluation: EvaluationConfig = Field(
-        default_factory=lambda: EvaluationConfig.model_validate({}))
+    organize: OrganizeConfig = OrganizeConfig.model_validate({})
+    evaluation: EvaluationConfig = EvaluationConfig.model_validate({})
     """Parts in place of the method's own; see composing.py."""
     iterations: int = Field(3, ge=1)
     seed: int = 0
@@ -101,7 +100,7 @@ class RunConfig(ConfigPart):
     network: Literal["none"] | tuple[str, ...] = "none"
     """Hosts that the run may reach: a remote judge's, a tracker's. Enforced; see egress.py."""
     audit: setting.Setting = setting.AuditConfig()
-    """The verifier is attacked before the first draw: off, or {allow: [verifier or attack]}."""
+    """The verifier is attacked before the first draw: off, or what is accepted, a probe, limits."""
     max_errors: float | None = Field(None, ge=0, le=1)
     max_unjudged: float | None = Field(None, ge=0, le=1)
     """Shares of verdicts that may be failures and abstentions; None: what Loop says."""
@@ -232,9 +231,12 @@ def _absolute(config: RunConfig, home: Path) -> RunConfig:
     suites = config.suites if isinstance(config.suites, str) else tuple(
         s.model_copy(update={"path": home / s.path.expanduser()}) for s in config.suites)
     kept = config.features_folder and home / config.features_folder.expanduser()
+    audit = config.audit
+    if isinstance(audit, setting.AuditConfig) and audit.probe is not None:
+        audit = audit.model_copy(update={"probe": home / audit.probe.expanduser()})
     return config.model_copy(update={"data": data, "out": out, "engines": engines,
                                      "model": casting.model_at(config.model, home),
-                                     "features_folder": kept, "suites": suites})
+                                     "features_folder": kept, "suites": suites, "audit": audit})
 
 
 # -- building -----------------------------------------------------------------------------------
@@ -261,9 +263,8 @@ def load_data(config: RunConfig, *, asking: bool = False) -> Data:
         if path is not None and not path.exists() and not (asking and name == "test"):
             raise SelfloopError(f"data.{name}: {path}: no such file: check the path, or make it "
                                 "with `selfloop init`")
-    frames = config.data.frames
-    train = load(config.data.train, frames=frames)
-    dev = load(config.data.dev, frames=frames) if config.data.dev else None
+    train = load(config.data.train, frames=config.data.frames)
+    dev = load(config.data.dev, frames=config.data.frames) if config.data.dev else None
     test = config.data.test if config.data.test and config.data.test.exists() else None
     found = unknown_to(train, dev, test, config.data.decontaminate,
                        () if isinstance(config.suites, str) else [s.path for s in config.suites])

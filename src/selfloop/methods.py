@@ -85,7 +85,8 @@ def options_of(method: str) -> dict[str, inspect.Parameter]:
 def verifier_named(name: str, home: Path | None = None) -> Verifier:
     """exact, number, choice, yes_no, text, the name of any other that ships, one with options
     ("{use: Quantity, relative: 0.05}"), module:name (a class is built with its defaults), or
-    outside:module:name for a verifier in a process of its own, with the limits of Outside.
+    outside:module:name for a verifier in a process of its own, with the limits of Outside or
+    those that follow the name.
 
     Modules are also looked for in `home` and in the folder one stands in.
     """
@@ -103,7 +104,7 @@ def verifier_named(name: str, home: Path | None = None) -> Verifier:
         shipped: Verifier = built({"use": name}, stage="selfloop.organize.verify")
         return shipped
     if name.startswith("outside:"):
-        return Outside(name.removeprefix("outside:"))
+        return Outside.named(name.removeprefix("outside:"))
     found: Any = component_named(name)
     if inspect.isclass(found):
         try:

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+if TYPE_CHECKING:
+    from selfloop.auditing.cases import Limits
+
+
+_Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class AuditConfig(BaseModel):
@@ -13,6 +21,19 @@ class AuditConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     allow: tuple[str, ...] = ()
     """Faults that are accepted: by the attack's name, or all of a verifier's by its name."""
+    probe: Path | None = None
+    """Known answers, one {"row": 3, "said": "...", "right": true} a line, that the verifier is
+    calibrated on; `row` counts the dev samples (else train) from 1."""
+    precision: _Share | None = None
+    recall: _Share | None = None
+    calibration_error: _Share | None = None
+    bias: _Share | None = None
+    """What it must keep to on the probe; None: what cases.Limits says."""
+
+    def limits(self, own: Limits) -> Limits:
+        """The limits with what run.yaml says of them."""
+        told = {n: getattr(self, n) for n in ("precision", "recall", "calibration_error", "bias")}
+        return replace(own, **{n: value for n, value in told.items() if value is not None})
 
 
 def _switch(value: Any) -> Any:

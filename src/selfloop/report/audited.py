@@ -26,8 +26,24 @@ def audited(found: Findings) -> dict[str, Any]:
              f"{c['unknown']:,} / {c['errors']:,}",
              faults.get(c["name"], "") + (" (accepted)" if c["name"] in stored["allowed"] else ""))
             for c in stored.get("found", {}).get("cases", ()) if c["paid"]["n"]]
+    rows += _known(stored, faults)
     why = f" Why: {stored['why']}." if stored["why"] else ""
     why += "".join(f" Doubt: {d['attack']}: {d['fault']}." for d in stored["doubts"])
     return {"verifier": stored["verifier"], "says": SAYS[stored["status"]] + why,
             "well": stored["status"] == "passed" and not stored["doubts"],
             "rows": rows}
+
+
+def _known(stored: dict[str, Any], faults: dict[str, str]) -> list[tuple[str, str, str, str]]:
+    """What the calibration on a probe found, by the names that its limits have."""
+    found = stored.get("found", {}).get("calibrated")
+    if not found:
+        return []
+    shares = [(n, f"{found[n]['k']:,} of {found[n]['n']:,}") for n in ("precision", "recall")]
+    figures = [(n, f"{value['value']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]")
+               for n in ("calibration error", "length bias")
+               if (value := found[n.replace(" ", "_")])]
+    left = f"{found['abstained']['k']:,} / {found['errors']['k']:,}"
+    return [(f"{name}, on {found['answers']:,} {found['source']} answers", value, left,
+             faults.get(name, "") + (" (accepted)" if name in stored["allowed"] else ""))
+            for name, value in (*shares, *figures)]

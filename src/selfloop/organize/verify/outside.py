@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
 import selectors
 import signal
 import subprocess
@@ -29,6 +30,10 @@ from selfloop.types import Group, Verdict
 PASSED = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "CUDA_VISIBLE_DEVICES",
           "HF_HOME", "OMP_NUM_THREADS", "LD_LIBRARY_PATH", "SYSTEMROOT")
 """Environment variables that every worker gets: keys and tokens are not among them."""
+MEMORY = 2 << 30
+"""What a worker may fill without being told otherwise: enough for rules and small models, and a
+leak does not take the machine. It bounds data and not address space, of which a GPU build of torch
+maps tens of GiB by being imported."""
 TAIL = 2000
 """Bytes of what a worker printed that an error quotes from."""
 
@@ -49,8 +54,9 @@ class Outside:
     verifier: str
     seconds: float = 30.0
     """For one row."""
-    memory: int | None = None
-    """Address space of the worker in bytes, on systems that can limit it; None = no limit."""
+    memory: int | None = MEMORY
+    """Bytes of data of the worker (what it writes to; not the libraries that it maps), on systems
+    that can limit it; None = no limit."""
     output: int = 1_000_000
     """Bytes of one reply, and of what the verifier prints for one row."""
     start_seconds: float = 120.0
@@ -83,6 +89,16 @@ class Outside:
         object.__setattr__(self, "names", tuple(told["names"]))
         object.__setattr__(self, "source", str(told["source"]))
 
+    @classmethod
+    def named(cls, told: str) -> Outside:
+        """"module:name", and limits after it as run.yaml gives them: "my:f memory=4GiB seconds=60".
+
+        Memory in bytes, MiB or GiB, or "none"; hosts and variables are listed with commas. Raises
+        SelfloopError naming a limit that does not exist or cannot be read.
+        """
+        verifier, *limits = told.split() or [""]
+        return cls(verifier, **dict(_limit(told, limit) for limit in limits))
+
     @property
     def __signature__(self) -> inspect.Signature:
         """The verifier's parameters: they say what it is offered and which labels it reads."""
@@ -105,6 +121,26 @@ class Outside:
     def close(self) -> None:
         """End the worker; the next row would start a new one."""
         self._worker.stop()
+
+
+def _limit(told: str, limit: str) -> tuple[str, Any]:
+    name, _, text = limit.partition("=")
+    try:
+        if name in ("seconds", "start_seconds"):
+            return name, float(text)
+        if name in ("network", "environment"):
+            return name, tuple(filter(None, text.split(",")))
+        if name == "output":
+            return name, int(text)
+        if name == "memory" and text.lower() == "none":
+            return name, None
+        if name == "memory" and (m := re.fullmatch(r"(\d+)(MiB|GiB)?", text)):
+            return name, int(m[1]) << {None: 0, "MiB": 20, "GiB": 30}[m[2]]
+    except ValueError:
+        pass
+    raise SelfloopError(f"outside:{told}: {limit!r} is no limit; write seconds=60, memory=4GiB (or "
+                        "none), output=1000000, start_seconds=120, network=HOST,HOST or "
+                        "environment=NAME,NAME after the name")
 
 
 def _as_json(value: Any) -> Any:

@@ -50,7 +50,7 @@ def _limit(memory: int | None) -> None:
         import resource
     except ImportError:
         return  # not on this system
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
 
 
 def _judged(verifier: Any, offered: dict[str, Any]) -> dict[str, Any]:
