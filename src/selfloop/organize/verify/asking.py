@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from selfloop.organize.verify.polarity import polarity
 from selfloop.roles import Generate, Sampling, SelfloopError
 from selfloop.types import Context, Media, Message, Part, Rollout, digest
 
@@ -48,10 +49,9 @@ async def ask(generate: Generate, text: str, media: Sequence[Media], role: str,
 
 
 def yes_or_no(text: str) -> bool | None:
-    """True or False for a reply whose first word is yes or no and that says not both; else None."""
-    words = re.findall(r"[a-z]+", text.lower())
-    said = {"yes", "no"} & set(words)
-    return words[0] == "yes" if words and words[0] in said and len(said) == 1 else None
+    """True or False for a reply whose first word is yes or no and that says not both; else None,
+    and for "no idea", too."""
+    return polarity(text, first=True)
 
 
 def object_in(reply: str) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from selfloop.calling import as_verdict, call_by_name, name_of
-from selfloop.organize.verify.rules import final_answer
+from selfloop.organize.verify.final import final_answer, gold_texts, joined, uncut
 from selfloop.roles import Verifier
 from selfloop.types import Rollout, Verdict
 
@@ -51,19 +51,24 @@ def accepted(answer: Any) -> list[Any]:
 
 @dataclass(frozen=True)
 class ANLS:
-    """The similarity of the final answer and the nearest accepted text, in 0..1; see `anls`."""
+    """The similarity of the final answer and the nearest accepted text, in 0..1; see `anls`.
+
+    1 for a gold text that an "=" or "answer:" would cut, said verbatim. Abstains on a blank gold.
+    """
 
     threshold: float = 0.5
 
     def __call__(self, rollout: Rollout, answer: Any) -> Verdict:
         """`answer`: one text, or a list of accepted ones."""
-        golds = [str(gold) for gold in accepted(answer)]
+        golds = gold_texts(answer)
         said = final_answer(rollout.text)
         if not golds:
             return Verdict(rationale=said or "")
         if said is None or len(said) > LONGEST:
             return Verdict(score=0.0, rationale=(said or "")[:LONGEST])
-        return Verdict(score=anls(said, golds, threshold=self.threshold), rationale=said)
+        cut = anls(said, golds, threshold=self.threshold)
+        whole = any(joined(t) == joined(g) for t in uncut(rollout.text) for g in golds)
+        return Verdict(score=1.0 if whole else cut, rationale=said)
 
 
 @dataclass(frozen=True)
