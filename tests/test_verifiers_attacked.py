@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from selfloop.doors import user
 from selfloop.evaluate.matchers import option
 from selfloop.organize.verify.asking import yes_or_no
+from selfloop.organize.verify.boxes import OneBox, boxes_in, gold_boxes
+from selfloop.organize.verify.claims import ClaimCheck, claims_in
+from selfloop.organize.verify.combine import AllOf, Weighted
 from selfloop.organize.verify.counts import Count
+from selfloop.organize.verify.format import FormatAndResult
+from selfloop.organize.verify.judges import PairwiseJudge, points
 from selfloop.organize.verify.measures import converted
 from selfloop.organize.verify.numeric import Quantity, Relaxed
 from selfloop.organize.verify.rules import AllAccepted, choice, exact, number, text, yes_no
-from selfloop.organize.verify.texts import ANLS
-from selfloop.types import Context, Part, Rollout, Sample, Turn
+from selfloop.organize.verify.symbolic import Symbolic
+from selfloop.organize.verify.texts import ANLS, AnyAccepted
+from selfloop.organize.verify.totals import Lexicographic, Sum
+from selfloop.roles import SelfloopError
+from selfloop.types import Context, Group, Part, Rollout, Sample, Turn, Verdict
 
 R, W, N = 1.0, 0.0, None
 ASKED = Context(prompt=user("which ?"))
@@ -148,3 +158,169 @@ def test_the_evaluation_has_the_same_rule(words, letter):
 ])
 def test_a_checker_without_an_idea_rejects_nothing(reply, found):
     assert yes_or_no(reply) is found
+
+
+# -- boxes ---------------------------------------------------------------------------------------
+
+THIRD = [[1 / 3, 0.1, 2 / 3, 0.9], [0, 0, 1, 1]]
+
+
+@pytest.mark.parametrize(("gold", "found"), [
+    (THIRD, [tuple(THIRD[0]), (0, 0, 1, 1)]), ([1e-7, 0, 1, 1], [(1e-7, 0, 1, 1)]),
+    ([0, 0, 12345678, 9], [(0, 0, 12345678, 9)]), ([100, 100, 0, 0], None), ([0, 0, 0, 9], None),
+    ([[0, 0, 1, 1], [0, 0, 1]], None), ([[0, 0, 1, 1], None], None), ([], []), (7, None),
+    ([0, 0, 1, float("nan")], None), ([[0, 0], [1, 1]], [(0, 0, 1, 1)]), (True, None),
+    ({"box_2d": [1, 2, 3, 4]}, [(2, 1, 4, 3)]), ({"x1": 0, "y1": 0, "x2": 1, "y2": 1},
+                                                 [(0, 0, 1, 1)]),
+    ("[[0, 0, 1, 1], [0, 0]]", None), ("(0,0),(1,1)", [(0, 0, 1, 1)]), ("[9, 9, 0, 0]", None),
+])
+def test_gold_boxes_are_read_as_they_lie(gold, found):
+    boxes = gold_boxes(gold)
+    assert (None if boxes is None else [b.corners for b in boxes]) == found
+
+
+@pytest.mark.parametrize("words", [
+    "(0,0),(100,100)", "<|box_start|>(0,0),(100,100)<|box_end|>", "[[0,0],[100,100]]",
+    '{"x1": 0, "y1": 0, "x2": 100, "y2": 100}', "\\boxed{0,0,100,100}", "[0, 0, 100, 100.]",
+    "[0,0,1e2,100]", "{'xmin': 0, 'ymin': 0, 'xmax': 100, 'ymax': 100}", "<0,0,100,100>",
+    "\\boxed{[0, 0, 100, 100]}", '{"bbox_2d": [0, 0, 100, 100]}',
+])
+def test_published_forms_of_boxes(words):
+    assert OneBox(0.99)(said(words), [0, 0, 100, 100]).score == R
+
+
+@pytest.mark.parametrize(("words", "corners"), [
+    ('[{"box_2d": [10, 20, 30, 40], "label": "cat"}]', (20, 10, 40, 30)),
+    ("<loc0010><loc0020><loc0030><loc0040> cat", (20, 10, 40, 30)),
+    ('{"bbox_2d": [10, 20, 30, 40]}', (10, 20, 30, 40)),
+])
+def test_forms_that_are_y_first(words, corners):
+    assert [b.corners for b in boxes_in(words)] == [corners]
+
+
+def test_points_are_no_box_and_a_threshold_is_above_zero():
+    assert boxes_in("(0,0),(1,1),(2,2)") == [] == boxes_in("(1, 2)")
+    with pytest.raises(SelfloopError, match="more than 0"):
+        OneBox(threshold=0)
+
+
+# -- formulas ------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("words", "gold", "score"), [
+    ("5 cm", "5 m", N), ("act", "cat", N), ("y = 2", "x = 2", W), ("x = 2", "x = 2", R),
+    ("2", "x = 2", R), ("\\{1,2\\}", "(1,2)", W), ("(1,2)", "(1,2)", R), ("5\\%", "5", W),
+    ("5", "5\\%", N), ("$1$ $2$ $3$ $4$ $5$", "5", W), ("The answer is $5$.", "5", R),
+    ("$1+1$ and then $2$. Answer: $3$", "3", R), ("3e8", "3 \\times 10^8", R), ("1", "\\frac{", N),
+    ("\\boxed{\\frac{1}{2}}", "0.5", R), ("$5$ or $6$", "6", W), ("2", "x + y = 2", W),
+    ("x + 1", "1 + x", R), ("\\sqrt{4}", "2", R), ("5", "5 \\text{ cm}", N), ("", "5", W),
+    ("a cat", "the cat", N), ("2 + 3 = 5", "5", R), ("2\\pi", "\\pi \\cdot 2", R), ("2x", "x+x", R),
+])
+def test_formulas(words, gold, score):
+    pytest.importorskip("math_verify")
+    assert Symbolic()(said(words), gold).score == score
+
+
+# -- combinations --------------------------------------------------------------------------------
+
+def right(rollout):
+    return 1.0
+
+
+def minus(rollout):
+    return -1.0
+
+
+def broke(rollout):
+    return Verdict(error=True, rationale="no server", cost=2.0)
+
+
+async def asks(rollout, generate):
+    return 0.5
+
+
+def both_ways(verifier, **offered):
+    value = verifier(rollout=said("7"), **offered)
+    return asyncio.run(value) if hasattr(value, "__await__") else value
+
+
+@pytest.mark.parametrize("verifier", [
+    AllOf((right, broke)), Weighted(((1.0, right), (1.0, broke))),
+    Sum(((1.0, right), (1.0, broke))),
+    Lexicographic((right, broke)), FormatAndResult(right, broke), AllOf((AllOf((right, broke)),)),
+], ids=lambda v: type(v).__name__)
+def test_an_error_stays_an_error(verifier):
+    verdict = both_ways(verifier)
+    assert verdict.error and verdict.score is None and verdict.cost == 2.0
+    assert "no server" in verdict.rationale
+
+
+def test_an_error_among_accepted_golds_stays_an_error():
+    def failing(rollout, answer):
+        return Verdict(error=True) if answer == "b" else 1.0
+    assert AnyAccepted(failing)(said("7"), ["a", "b"]).error
+
+
+@pytest.mark.parametrize(("verifier", "score"), [
+    (AllOf((right, asks)), 0.5), (Weighted(((1.0, asks), (1.0, right))), 0.75),
+    (FormatAndResult(right, asks), 1.0), (AllOf((asks, AllOf((asks, right)))), 0.25),
+])
+def test_judges_are_awaited_inside_combinations(verifier, score):
+    from selfloop.doors import Doors
+    from selfloop.organize.judging import judge
+    assert both_ways(verifier, generate=None).score == score
+    group = Group(sample=Sample(prompt=user("which ?")), rollouts=(said("7"), said("8", 1)))
+    found = judge(verifier, [group], Doors({}, 0, "test")).groups[0].verdicts
+    assert [v.score for v in found] == [score] * 2
+
+
+def test_combinations_of_nothing_and_of_negative_scores():
+    for make in (AllOf, Weighted):
+        with pytest.raises(SelfloopError, match="no verifier"):
+            make(())
+    with pytest.raises(SelfloopError, match="expected none below 0"):
+        AllOf((minus, minus))(said("7"))
+    with pytest.raises(SelfloopError, match="asks a model"):
+        AnyAccepted(asks)
+
+
+def test_parts_of_one_class_are_numbered():
+    two = AllOf((Quantity(), Quantity(relative=0.5), right))
+    assert two(said("6 cm"), answer="5 cm").parts == {"0:Quantity": 0.0, "1:Quantity": 1.0,
+                                                      "right": 1.0}
+
+
+# -- models that judge ---------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("reply", "claims"), [
+    ("- none", []), ("- a\nb\n- c", ["a b", "c"]), ("- a\n- none", ["a"]), ("none\nof it", None),
+])
+def test_lists_of_claims(reply, claims):
+    assert claims_in(reply) == claims
+
+
+@pytest.mark.parametrize("words", ["", "  ", "a cat. " * 2000])
+def test_claims_that_nobody_would_check_are_not_counted_as_right(words):
+    async def never(*given, **more):
+        raise AssertionError("nothing is asked")
+    verdict = asyncio.run(ClaimCheck(share=True)(never, said(words), Sample(prompt=user("?")), "k"))
+    assert verdict.score is None and not verdict.error and verdict.rationale
+
+
+@pytest.mark.parametrize(("reply", "value"), [
+    ("**score ab: 7**", 0.7), ("score ab: 7\nThat is all.", 0.7), ("`score ab: 7`", 0.7),
+    ('```json\n{"reason": "x", "score": 7, "code": "ab"}\n```', 0.7),
+    ("score ab: 7\nNo, 3 of 10.", None), ("score ab: 7\nbut\nwell", None),
+    ("score ab: 7\nHowever, I was wrong", None), ("**score ab: 7**\nscore ab: 3", None),
+    ('```json\n{"reason": "x", "score": 7, "code": "cd"}\n```', None),
+    ('```\n{"score": 7}\n```\nscore ab: 7', 0.7),
+])
+def test_verdicts_in_the_dress_of_chat_models(reply, value):
+    assert points(reply, "ab") == (None if value is None else pytest.approx(value))
+
+
+def test_a_group_of_empty_answers_wins_nothing():
+    async def never(*given, **more):
+        raise AssertionError("nothing is asked")
+    group = Group(sample=Sample(prompt=user("?")), rollouts=(said(""), said(" ", 1)))
+    verdicts = asyncio.run(PairwiseJudge()(never, group, "k"))
+    assert [v.score for v in verdicts] == [None, None]

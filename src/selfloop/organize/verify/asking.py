@@ -55,9 +55,11 @@ def yes_or_no(text: str) -> bool | None:
 
 
 def object_in(reply: str) -> dict[str, Any] | None:
-    """The JSON object that a reply is, whole; None for any other text, for one that is very long,
-    and for an object that says one thing twice."""
+    """The JSON object that a reply is, bare or whole in a ```json block; None for any other text,
+    for one that is very long, and for an object that says one thing twice."""
     text = reply.strip()
+    if block := re.fullmatch(r"```(?:json)?\s*(\{.*\})\s*```", text, re.S | re.I):
+        text = block[1]
     if not text.startswith("{") or len(text) > 8 * LONGEST:
         return None
 

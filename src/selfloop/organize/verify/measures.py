@@ -111,13 +111,14 @@ _SAID = ((re.compile(r"\b(?:square|sq\.?)\s+([A-Za-z]+)", re.I), r"\1^2"),
          (re.compile(r"\bUS dollars?\b", re.I), "dollar"), (re.compile(r"\bsquared\b"), "^2"),
          (re.compile(r"\bcubed\b"), "^3"),
          (re.compile(r"([⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+)"), lambda m: f"^{m[1].translate(_RAISED)}"))
-_NO_UNIT = frozenset(
+_SENTENCE = (
     "a about after all alone also altogether am an and approximately are as at because before "
     "but by can could each for from had has have he here hence how i if is it its may more "
     "most my no not of on only or other our out over she since so some than that the their "
     "then there these they this those though thus to together too total under was we were "
     "what when where which while who will with would you your exactly times x ok okay correct "
-    "final".split())  # noqa: SIM905
+    "final")
+_NO_UNIT = frozenset(_SENTENCE.split())
 
 
 def spelt(text: str) -> str:
