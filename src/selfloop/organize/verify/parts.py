@@ -18,7 +18,7 @@ def combined(verifiers: Sequence[Verifier], rollout: Rollout, offered: dict[str,
 
     A part that failed makes the whole a failure: an error is neither a zero nor an abstention.
     """
-    values = []
+    values: list[Verdict] = []
     for at, verifier in enumerate(verifiers):
         value = call_by_name(verifier, rollout=rollout, **offered)
         if inspect.isawaitable(value):

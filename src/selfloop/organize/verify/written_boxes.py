@@ -1,10 +1,10 @@
 """Boxes as models and data write them. A box is (x1, y1, x2, y2), corners.
 
-Read in answers: four numbers in [], () or <>; (x1,y1),(x2,y2) and [[x1,y1],[x2,y2]], with
-Qwen-VL's <|box_start|> marks or without; {"bbox_2d": [...], "label": ..., "confidence": ...} records
-of any quoting; records of x1, y1, x2, y2 or of xmin, ymin, xmax, ymax; four numbers in LaTeX's box. Two
-formats are y-first, unmistakably, and are turned: Gemini's `box_2d` records and four of PaliGemma's
-<loc0000>. Their units (thousandths, 1024ths) stay as they are.
+Read in answers: four numbers in [], () or <>; (x1,y1),(x2,y2) and [[x1,y1],[x2,y2]], with or
+without Qwen-VL's <|box_start|>; records of any quoting, {"bbox_2d": [...], "label": ...,
+"confidence": ...} or x1, y1, x2, y2 or xmin, ymin, xmax, ymax by name; four numbers in LaTeX's
+box. Two formats are y-first, unmistakably, and are turned: Gemini's `box_2d` records and four
+of PaliGemma's <loc0000>. Their units (thousandths, 1024ths) stay as they are.
 """
 
 from __future__ import annotations
