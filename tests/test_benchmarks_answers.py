@@ -179,7 +179,7 @@ def test_mmstar_rules(tmp_path):
     one, = samples_of("mmstar", parquet(tmp_path, [STAR]))
     texts = ["B", "b", "Because of the light, D", "It is (B), not A", "A cat, D: no", "The answer"
              " is B because D is not there", ""]
-    assert marks("mmstar", "selfloop", one, texts) == [1, 1, 0, 0, 1, 0, 0]
+    assert marks("mmstar", "selfloop", one, texts) == [1, 1, 0, 1, 1, 0, 0]
     assert marks("mmstar", "lmms-eval", one, texts) == [1, 0, 0, 0, 0, 0, 0]
     assert marks("mmstar", "vlmevalkit", one, texts) == [1, None, 0, None, 1, None, None]
 

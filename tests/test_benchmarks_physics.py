@@ -16,10 +16,8 @@ from selfloop.data import load
 from selfloop.evaluate.answers import Answer
 from selfloop.evaluate.benchmark import added
 from selfloop.evaluate.benchmarks import physics
-from selfloop.evaluate.latex.boxes import boxed
 from selfloop.evaluate.latex.claims import claims
 from selfloop.evaluate.latex.matching import match, same_answer
-from selfloop.evaluate.latex.units import named, parse
 from selfloop.evaluate.physics_answers import (
     Agreement,
     agreement,
@@ -28,6 +26,8 @@ from selfloop.evaluate.physics_answers import (
     symbolically_equal,
 )
 from selfloop.evaluate.scoring import mark
+from selfloop.organize.verify.boxed import boxed
+from selfloop.organize.verify.units import named, parse
 from selfloop.roles import SelfloopError
 
 SHARED = os.environ.get("SELFLOOP_SHARED_DATA", "")

@@ -230,6 +230,20 @@ def test_a_wait_beyond_the_deadline_is_not_waited_for():
     assert "deadline" in line and len(bodies) == 1 and time.monotonic() - began < 2
 
 
+def test_a_request_held_back_beyond_its_deadline_fails_at_once():
+    """The wait was asked of another request; this one must not sleep its deadline away first."""
+    with scripted(lambda body, n: Reply(status=429, headers={"Retry-After": "86400"})) as (url, _):
+        engine = OpenAIEngine("m", url, patience=Patience(deadline=30, retries=1), concurrency=1)
+        began = time.monotonic()
+        lines = []
+        for words in "abc":
+            with pytest.raises(SelfloopError) as refusal:
+                engine._caller({"model": "m", "messages": []}, words)
+            lines.append(str(refusal.value))
+    assert time.monotonic() - began < 5 and "wants no further request" in lines[1]
+    assert "deadline of 30 s" in lines[2] and len(lines) == 3
+
+
 def test_waits_are_drawn_from_the_request_and_grow():
     with scripted(lambda body, n: said()) as (url, _):
         caller = OpenAIEngine("m", url)._caller

@@ -112,10 +112,14 @@ class Caller:
         return full * (0.5 + 0.5 * jitter)
 
     def _hold(self, until: float) -> None:
-        """Wait as long as the server has asked for, whichever request it was told to."""
+        """Wait as long as the server has asked for, whichever request it was told to; a request
+        that would have to wait past its own deadline fails at once."""
         wait = self._held_until - time.monotonic()
+        if self._held_until > until:
+            raise _Failed(f"it wants no further request for {wait:.0f} s, which is beyond the "
+                          f"deadline of {self.patience.deadline:g} s", again=False)
         if wait > 0:
-            time.sleep(min(wait, max(0.0, until - time.monotonic())))
+            time.sleep(wait)
 
     # -- one attempt --------------------------------------------------------------------------
 

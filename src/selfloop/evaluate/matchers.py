@@ -11,6 +11,7 @@ import string
 from collections.abc import Iterator, Mapping
 
 from selfloop.organize.verify.numeric import quantities, relaxed, same_quantity
+from selfloop.organize.verify.options import option
 from selfloop.organize.verify.rules import final_answer
 from selfloop.organize.verify.symbolic import LONGEST, same_maths
 from selfloop.organize.verify.texts import anls, edit_distance
@@ -22,36 +23,6 @@ __all__ = [
 
 
 # -- option letters --------------------------------------------------------------------------------
-
-
-def option(text: str, options: Mapping[str, str]) -> str | None:
-    """The letter that an answer finally names: our own, fair rule.
-
-    A letter counts at the start of the final answer ("B", "(b)", "B. a cat"); "A" and "I" are also
-    words, so before a space they count only if their option's text follows. Naming a second letter
-    is no answer, unless it belongs to the option's text. Else the text of exactly one option.
-    """
-    for said in (final_answer(text), text.strip().rsplit("\n", 1)[-1]):
-        found = _named(said.strip(), options) if said else None
-        if found is not None:
-            return found
-    return None
-
-
-def _named(said: str, options: Mapping[str, str]) -> str | None:
-    bare = said.strip(string.punctuation + " ")
-    if bare.upper() in options and len(bare) == 1:
-        return bare.upper()
-    lead = re.match(r"[\W_]*([A-Z])([\W_]+)(.*)", said, re.S)
-    if lead and lead[1] in options:
-        letter, between, rest = lead[1], lead[2], lead[3]
-        if plain(rest) == plain(options[letter]):
-            return letter
-        others = set(re.findall(r"\b[A-Z]\b", rest)) & set(options) - {letter}
-        if not others and (between.strip() or letter not in "AI"):
-            return letter
-    same = [letter for letter, other in options.items() if plain(other) == plain(said)]
-    return same[0] if len(same) == 1 else None
 
 
 def plain(text: str) -> str:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from selfloop.evaluate.latex.boxes import boxed
 from selfloop.evaluate.latex.claims import claims
 from selfloop.evaluate.latex.values import same_formula
+from selfloop.organize.verify.boxed import boxed
 from selfloop.roles import SelfloopError
 from selfloop.sources import jsonl_rows
 

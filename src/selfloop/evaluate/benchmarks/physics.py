@@ -11,10 +11,10 @@ import re
 from collections.abc import Sequence
 
 from selfloop.evaluate.benchmark import OWN, Benchmark, Marked, Tally, Way, reworded, scored, words
-from selfloop.evaluate.latex.boxes import boxed
 from selfloop.evaluate.latex.matching import match, same_answer
 from selfloop.evaluate.physics_answers import authors_boxes, symbolically_equal
 from selfloop.formats import BadRow
+from selfloop.organize.verify.boxed import boxed
 from selfloop.roles import SelfloopError
 from selfloop.sources import Row
 from selfloop.types import Context, Message, Part, Sample, Verdict

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from selfloop.evaluate.latex.expression import Formula, Unreadable, read
 from selfloop.evaluate.latex.tidying import tidy
-from selfloop.evaluate.latex.units import Unit, parse
+from selfloop.organize.verify.units import Unit, parse
 
 _RELATIONS = {
     "=": r"=|\\approx|\\simeq|\\equiv|\\cong|\\doteq|\\to|\\rightarrow|\\longrightarrow|≡",

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 
-from selfloop.evaluate.latex.boxes import closing
-from selfloop.evaluate.latex.units import parse
+from selfloop.organize.verify.boxed import closing
+from selfloop.organize.verify.units import parse
 
 _GREEK = dict(zip("αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΦΨΩ", re.findall(
     r"\w+", "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho "

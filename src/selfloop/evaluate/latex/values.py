@@ -9,7 +9,7 @@ import numpy as np
 
 from selfloop.evaluate.latex.claims import Side
 from selfloop.evaluate.latex.expression import SIGN, Array, Formula
-from selfloop.evaluate.latex.units import ONE, Unit
+from selfloop.organize.verify.units import ONE, Unit
 
 POINTS = 9
 """Points at which formulas are compared. A difference that vanishes at all of them by chance has

@@ -1,43 +1,26 @@
 """Boxes in answers: one box, matched boxes, average precision (primitives V4 and V5).
 
-A box is (x1, y1, x2, y2), corners, in whatever unit the gold boxes have. A written box whose
-corners are swapped overlaps nothing and still counts as written.
+A box is (x1, y1, x2, y2), corners, in whatever unit the gold boxes have; `written_boxes` says which
+formats are read. A written box whose corners are swapped overlaps nothing and still counts.
 """
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from selfloop.organize.verify.rules import tagged
+from selfloop.calling import SelfloopError
+from selfloop.organize.verify.written_boxes import Box, Corners, boxes_in, gold_boxes
 from selfloop.types import Rollout, Verdict
+
+__all__ = ["Box", "BoxConfidence", "Corners", "Detection", "MatchedBoxes", "OneBox",
+           "average_precision", "boxes_in", "gold_boxes", "iou", "matches"]
 
 THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 """COCO's: 0.50, 0.55, ..., 0.95."""
 MOST = 300
 """Boxes read from one text; a text with more is judged by the first ones and its count."""
-
-_CORNER = r"(-?\d{1,6}(?:\.\d{1,9})?)"
-_FOUR = re.compile(r"[\[(<]\s*" + r"\s*,\s*".join([_CORNER] * 4) + r"\s*[\])>]")
-_RECORD = re.compile(r"\{[^{}]{1,500}\}")
-_LABEL = re.compile(r"['\"](?:label|category|class|name)['\"]\s*:\s*['\"]([^'\"]*)['\"]", re.I)
-_SURE = re.compile(r"['\"](?:confidence|score)['\"]\s*:\s*['\"]?([01](?:\.\d+)?)(?![\d.])", re.I)
-
-Corners = tuple[float, float, float, float]
-
-
-@dataclass(frozen=True)
-class Box:
-    """One box with what it is said to hold and how surely."""
-
-    corners: Corners
-    label: str = ""
-    confidence: float | None = None
-    """In [0, 1], where the text gives one."""
-
 
 def iou(a: Corners, b: Corners) -> float:
     """Intersection over union, in [0, 1]; 0 for boxes without area (PASCAL VOC, 2010)."""
@@ -48,38 +31,6 @@ def iou(a: Corners, b: Corners) -> float:
     height = min(a[3], b[3]) - max(a[1], b[1])
     shared = max(0.0, width) * max(0.0, height)
     return shared / (sum(areas) - shared)
-
-
-def boxes_in(text: str) -> list[Box]:
-    """The boxes that a text writes: four numbers in brackets, alone or in {"bbox_2d": [...],
-    "label": ..., "confidence": ...} records of any quoting; broken JSON around them is no matter.
-
-    Only what `<answer>` holds is read where a text has that tag (the last one). [] for none.
-    """
-    answers = tagged(text)
-    text = answers[-1] if answers else text
-    spans = [(m.start(), m.end(), m[0]) for m in _RECORD.finditer(text) if _FOUR.search(m[0])]
-    found = []
-    for m in _FOUR.finditer(text):
-        around = next((s for start, end, s in spans if start <= m.start() < end), "")
-        label, sure = _LABEL.search(around), _SURE.search(around)
-        x1, y1, x2, y2 = (float(x) for x in m.groups())
-        found.append(Box((x1, y1, x2, y2), label[1].strip().lower() if label else "",
-                         min(1.0, float(sure[1])) if sure else None))
-    return found
-
-
-def gold_boxes(answer: Any) -> list[Box] | None:
-    """A gold value as boxes: a text, [x1, y1, x2, y2], or a list of boxes or of records.
-
-    An empty list says that there is nothing to find; None where the value holds no boxes.
-    """
-    if isinstance(answer, list | tuple) and not answer:
-        return []
-    if answer is None:
-        return None
-    found = boxes_in(answer if isinstance(answer, str) else json.dumps(answer))
-    return found or None
 
 
 def matches(said: Sequence[Box], gold: Sequence[Box]) -> list[tuple[int, int, float]]:
@@ -143,6 +94,11 @@ class OneBox:
     """
 
     threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.threshold is not None and not 0 < self.threshold <= 1:
+            raise SelfloopError(f"OneBox(threshold={self.threshold}): expected more than 0, which "
+                                "even no box reaches, and at most 1")
 
     def __call__(self, rollout: Rollout, answer: Any) -> Verdict:
         """`answer`: see `gold_boxes`."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from selfloop.doors import filled
-from selfloop.organize.verify.asking import ask, fenced, yes_or_no
+from selfloop.organize.verify.asking import LONGEST, ask, fenced, yes_or_no
 from selfloop.roles import Generate, Sampling
 from selfloop.types import Rollout, Sample, Verdict
 
@@ -25,13 +25,18 @@ Span = tuple[int, int, float]
 
 def claims_in(reply: str) -> list[str] | None:
     """The claims that a splitter listed, one a line, doubles once; [] for "none"; None where the
-    reply is no such list."""
+    reply is no such list. A line without a mark goes on with the claim before it."""
     lines = [line.strip() for line in reply.strip().splitlines() if line.strip()]
-    if [line.lower().strip(".") for line in lines] == ["none"]:
-        return []
-    listed = re.compile(r"(?:[-*]|\d+[.)])\s+(.+)")
-    found = [m[1].strip() for line in lines if (m := listed.fullmatch(line))]
-    return list(dict.fromkeys(found)) or None
+    found: list[str] = []
+    for line in lines:
+        listed = re.fullmatch(r"(?:[-*•]|\d+[.)])\s+(.+)", line)
+        if listed is None and found:
+            found[-1] += f" {line}"  # a claim that goes on in the next line
+        elif listed is not None:
+            found.append(listed[1].strip())
+    claims = [c for c in dict.fromkeys(found) if c.lower().strip(" .") != "none"]
+    nothing = [line.lower().strip(" .-*") for line in lines] == ["none"]
+    return claims or ([] if nothing else None)
 
 
 def span_of(claim: str, text: str) -> tuple[int, int] | None:
@@ -57,7 +62,8 @@ class ClaimCheck:
     the picture and one claim, never the answer. Counting errors gives nothing for padding with easy
     facts, and rewards saying less: balance lengths, or use `share` (accepted claims / claims, in
     [0, 1]; with the count, `Verdict.right` means "no error was found" only at `share`). Abstains if
-    the list or one check cannot be read, if there are no claims, or more than `most`.
+    the list or one check cannot be read, if there are no claims, or more than `most`, and unasked
+    on an empty answer and on one so long that the splitter would see it cut.
 
     RLAIF-V compares p(yes) with p(no) of the first token; `generate` gives drawn text, so here it
     is the majority of `n` replies (greedy: one). A tie is unreadable.
@@ -82,6 +88,11 @@ class ClaimCheck:
     async def __call__(self, generate: Generate, rollout: Rollout, sample: Sample, key: str
                        ) -> Verdict:
         """`spans`: where each claim stands in the output, with 1 (accepted) or 0 (rejected)."""
+        if not rollout.text.strip():
+            return Verdict(rationale="empty answer")
+        if self.by_rule is None and len(rollout.text) > LONGEST:
+            return Verdict(rationale=f"only {LONGEST} of {len(rollout.text)} characters would be "
+                                     "checked")
         claims, cost = await self._claims(generate, rollout, key)
         if not claims or len(claims) > self.most:
             why = "no list of claims" if claims is None else f"{len(claims)} claims"

@@ -1,48 +1,52 @@
-"""Several verifiers as one (primitives: "combine"): abstain-aware conjunction and weighted mean."""
+"""Several verifiers as one (primitives: "combine"): abstain-aware conjunction and weighted mean.
+
+A part may be a judge: what is called then returns something to await. A part that failed makes the
+whole fail, whatever the others say.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any
 
+from selfloop.calling import SelfloopError
+from selfloop.organize.verify.parts import combined, named, not_empty
 from selfloop.organize.verify.rules import final_answer
-from selfloop.roles import Verifier, as_verdict, call_by_name, name_of
+from selfloop.roles import Verifier
 from selfloop.types import Rollout, Verdict
-
-
-def _verdicts(verifiers: tuple[Verifier, ...], rollout: Rollout, offered: dict[str, Any]
-              ) -> list[Verdict]:
-    return [as_verdict(call_by_name(v, rollout=rollout, **offered), name_of(v))
-            for v in verifiers]
-
-
-def _parts(found: list[Verdict]) -> dict[str, float]:
-    return {v.verifier.rsplit(":")[-1]: v.score for v in found if v.score is not None}
 
 
 @dataclass(frozen=True)
 class AllOf:
-    """The product of the scores of synchronous rollout verifiers.
+    """The product of the scores of rollout verifiers.
 
-    0 as soon as one says 0, whatever the others; otherwise None when one abstains.
+    0 as soon as one says 0, whatever the others; otherwise None when one abstains. Raises
+    SelfloopError for a score below 0: two of them would make a right answer.
     """
 
     verifiers: tuple[Verifier, ...]
 
-    def __call__(self, rollout: Rollout, **offered: Any) -> Verdict:
+    def __post_init__(self) -> None:
+        not_empty("AllOf", self.verifiers)
+
+    def __call__(self, rollout: Rollout, **offered: Any) -> Verdict | Awaitable[Verdict]:
         """Gold values reach only those verifiers that name them."""
-        found = _verdicts(self.verifiers, rollout, offered)
-        scores = [v.score for v in found]
-        score: float | None = 1.0
-        if any(s == 0 for s in scores):
-            score = 0.0
-        elif any(s is None for s in scores):
-            score = None
-        else:
-            for s in scores:
-                score *= s  # type: ignore[operator]
-        return Verdict(score=score, parts=_parts(found),
-                       rationale=final_answer(rollout.text) or "")
+        def judged(found: list[Verdict]) -> Verdict:
+            return _judged(rollout, found, _product(found))
+        return combined(self.verifiers, rollout, offered, judged)
+
+
+def _product(found: list[Verdict]) -> float | None:
+    for v in found:
+        if v.score is not None and v.score < 0:
+            raise SelfloopError(f"AllOf: {v.verifier} scored {v.score:g}; expected none below "
+                                "0: scale it first, or use Sum")
+    scores = [v.score for v in found if v.score is not None]
+    if 0 in scores:
+        return 0.0
+    return math.prod(scores) if len(scores) == len(found) else None
 
 
 @dataclass(frozen=True)
@@ -51,13 +55,19 @@ class Weighted:
 
     verifiers: tuple[tuple[float, Verifier], ...]
 
-    def __call__(self, rollout: Rollout, **offered: Any) -> Verdict:
-        """See AllOf."""
-        found = _verdicts(tuple(v for _, v in self.verifiers), rollout, offered)
-        told = [(w, v.score) for (w, _), v in zip(self.verifiers, found, strict=True)
-                if v.score is not None]
-        total = sum(w for w, _ in told)
-        score = sum(w * s for w, s in told) / total if total else None
-        return Verdict(score=score, parts=_parts(found),
-                       rationale=final_answer(rollout.text) or "")
+    def __post_init__(self) -> None:
+        not_empty("Weighted", self.verifiers)
 
+    def __call__(self, rollout: Rollout, **offered: Any) -> Verdict | Awaitable[Verdict]:
+        """See AllOf."""
+        def judged(found: list[Verdict]) -> Verdict:
+            told = [(w, v.score) for (w, _), v in zip(self.verifiers, found, strict=True)
+                    if v.score is not None]
+            total = sum(w for w, _ in told)
+            return _judged(rollout, found, sum(w * s for w, s in told) / total if total else None)
+        return combined([v for _, v in self.verifiers], rollout, offered, judged)
+
+
+def _judged(rollout: Rollout, found: list[Verdict], score: float | None) -> Verdict:
+    return Verdict(score=score, parts=named(found), rationale=final_answer(rollout.text) or "",
+                   cost=sum(v.cost for v in found))

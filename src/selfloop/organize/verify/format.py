@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any
 
-from selfloop.calling import SelfloopError, as_verdict, call_by_name, name_of
+from selfloop.calling import SelfloopError
+from selfloop.organize.verify.parts import combined
 from selfloop.roles import Verifier
 from selfloop.types import Rollout, Verdict
 
@@ -76,12 +78,15 @@ class FormatAndResult:
     format: Verifier
     result: Verifier
 
-    def __call__(self, rollout: Rollout, **offered: Any) -> Verdict:
-        """Gold values reach only the part that names them."""
-        found = [as_verdict(call_by_name(v, rollout=rollout, **offered), name_of(v))
-                 for v in (self.format, self.result)]
+    def __call__(self, rollout: Rollout, **offered: Any) -> Verdict | Awaitable[Verdict]:
+        """Gold values reach only the part that names them. To be awaited if a part is a judge."""
+        return combined((self.format, self.result), rollout, offered, self._judged)
+
+    @staticmethod
+    def _judged(found: list[Verdict]) -> Verdict:
         parts = {name: v.score for name, v in zip(("format", "result"), found, strict=True)
                  if v.score is not None}
         told = [v.right for v in found if v.score is not None]
         score = 0.0 if not all(told) else 1.0 if len(told) == 2 else None
-        return Verdict(score=score, parts=parts, rationale=found[1].rationale)
+        return Verdict(score=score, parts=parts, rationale=found[1].rationale,
+                       cost=sum(v.cost for v in found))

@@ -99,11 +99,18 @@ def reason_of(reply: str) -> str:
     return reason if isinstance(reason, str) else reply
 
 
+_TAKES_BACK = re.compile(
+    r"\d|score|better|worse|tie|first|second|but|however|correct|instead|ignore")
+"""In a line after the verdict: what may change it."""
+
+
 def _last_line(reply: str, shape: str) -> str | None:
     lines = [line.strip().lower() for line in reply.strip().splitlines() if line.strip()]
-    found = [m[1] for line in lines if (m := re.fullmatch(shape, line))]
-    ends = bool(lines) and re.fullmatch(shape, lines[-1]) is not None
-    return found[-1] if ends and len(set(found)) == 1 else None
+    bare = [re.sub(r"[*_`]+", "", line).strip() for line in lines]
+    found = [(i, m[1]) for i, line in enumerate(bare) if (m := re.fullmatch(shape, line))]
+    after = lines[found[-1][0] + 1:] if found else []
+    ends = not after or (len(after) == 1 and not _TAKES_BACK.search(after[0]))
+    return found[-1][1] if ends and len({said for _, said in found}) == 1 else None
 
 
 def _reference(reference: Any, key: str) -> str:
@@ -185,7 +192,8 @@ class PairwiseJudge:
     Each pair is asked in both orders. Where the orders disagree the pair is undecided and counts
     for neither, because the judge went by the position (Zheng et al. 2023, section 3.4); with
     `average` it is half a win each, SIMA's and LLaVA-Critic's swap average (primitives V11). Texts
-    that are equal tie unasked. An answer without a decided comparison abstains.
+    that are equal tie unasked, but for empty ones, which win nothing. An answer without a decided
+    comparison abstains.
     """
 
     role: str = "judge"
@@ -223,7 +231,7 @@ class PairwiseJudge:
                        reference: Any) -> tuple[float | None, float]:
         a, b = group.rollouts[i], group.rollouts[j]
         if a.text.strip() == b.text.strip():
-            return 0.5, 0.0
+            return (0.5 if a.text.strip() else None), 0.0
         there, one = await self._ask(generate, group.sample, a, b, key, reference)
         back, two = await self._ask(generate, group.sample, b, a, key, reference)
         if there is None or back is None:

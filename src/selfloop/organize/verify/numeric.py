@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
 
-from selfloop.organize.verify.rules import final_answer
+from selfloop.organize.verify.final import final_answer, gold_texts
+from selfloop.organize.verify.measures import converted, same_unit
+from selfloop.organize.verify.numbers import Said, the_number
 from selfloop.types import Rollout, Verdict
 
 _NUMBER = re.compile(
@@ -16,11 +19,6 @@ _NUMBER = re.compile(
     r"(?:\s*(?P<scale>thousand|million|billion|trillion)s?\b)?"
     r"(?:\s*(?P<unit>%|percent\b|[°a-zA-Zµ²³]+))?")
 _SCALES = {"thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12}
-_UNITS: dict[str, tuple[str, float]] = {
-    "mm": ("length", 1e-3), "cm": ("length", 1e-2), "m": ("length", 1.0), "km": ("length", 1e3),
-    "mg": ("mass", 1e-6), "g": ("mass", 1e-3), "kg": ("mass", 1.0), "t": ("mass", 1e3),
-    "ms": ("time", 1e-3), "s": ("time", 1.0), "min": ("time", 60.0), "h": ("time", 3600.0),
-    "ml": ("volume", 1e-3), "cl": ("volume", 1e-2), "l": ("volume", 1.0), "%": ("share", 1.0)}
 _SPELT = {"millimeter": "mm", "centimeter": "cm", "meter": "m", "kilometer": "km",
           "milligram": "mg", "gram": "g", "kilogram": "kg", "tonne": "t", "second": "s",
           "sec": "s", "minute": "min", "hour": "h", "milliliter": "ml", "liter": "l",
@@ -31,7 +29,8 @@ def quantities(text: str) -> list[tuple[float, str]]:
     """All numbers of a text with the word after each: "1,200 km" is (1200.0, "km").
 
     Fractions are divided, scale words multiplied ("1.5 million"), spelt-out units abbreviated; a
-    word that is no unit known here is given as it is. Percentages stay as said: 14 % is 14.
+    word that is no unit known here is given as it is. Percentages stay as said: 14 % is 14. For
+    searching in text; answers are judged by `numbers.the_number`, which hedges cannot fool.
     """
     found = []
     for m in _NUMBER.finditer(text):
@@ -42,24 +41,37 @@ def quantities(text: str) -> list[tuple[float, str]]:
     return found
 
 
-def same_quantity(text: str, gold: str, *, relative: float = 0.0, absolute: float = 1e-9
+def same_quantity(text: str, gold: str, *, relative: float = 1e-9, absolute: float = 0.0
                   ) -> bool | None:
-    """Whether an answer's last number is the gold one, within the larger of both tolerances.
+    """Whether an answer's number is the gold one, within the larger of both tolerances.
 
-    Units of one kind are converted (5 cm is 0.05 m), units of two kinds differ, and a missing or
-    unknown one is taken as the other's. None where the gold text holds no number.
+    Units of one kind are converted (5 cm is 0.05 m), units of two kinds differ, and a missing one
+    is taken as the other's. Several different numbers are wrong, and so is one that is denied or
+    hedged; see `numbers.the_number`. None where the gold text is no single finite number, and where
+    both have a unit and one of them is unknown.
     """
-    golds, said = quantities(gold), quantities(final_answer(text) or "")
-    if not golds:
+    target, said = the_number(gold), the_number(text)
+    if target is None or not math.isfinite(target.value) or target.mark == "not":
         return None
-    if not said:
+    if said is None or said.mark != target.mark or not math.isfinite(said.value):
         return False
-    (value, unit), (target, wanted) = said[-1], golds[-1]
-    if unit in _UNITS and wanted in _UNITS:
-        if _UNITS[unit][0] != _UNITS[wanted][0]:
+    return _near(said, target, relative, absolute)
+
+
+def _near(said: Said, target: Said, relative: float, absolute: float) -> bool | None:
+    """In the gold unit, so that a tolerance on degrees Celsius is none on kelvins."""
+    value, base = said.value, 1.0
+    if said.unit and target.unit and not same_unit(said.unit, target.unit):
+        found = converted(said.value, said.unit, target.unit)
+        if found is None:
+            return None
+        value, base = found
+        if math.isnan(value):
             return False
-        value, target = value * _UNITS[unit][1], target * _UNITS[wanted][1]
-    return abs(value - target) <= max(absolute, relative * abs(target))
+    elif unit := target.unit or said.unit:
+        base = (converted(1.0, unit, unit) or (1.0, 1.0))[1]
+    room = max(1e-12, relative) * abs(target.value)
+    return abs(value - target.value) <= max(room, absolute / base)
 
 
 def relaxed(said: str, gold: str, *, tolerance: float = 0.05) -> bool:
@@ -84,10 +96,11 @@ def _float(text: str) -> float | None:
 @dataclass(frozen=True)
 class Quantity:
     """The final number, in its unit, is within `relative` (of gold) or `absolute` (in the base
-    unit: m, kg, s, l) of the gold one, whichever is larger. Abstains on a gold without a number."""
+    unit: m, kg, s, l) of the gold one, whichever is larger. Abstains on a gold without a number,
+    and on units of which one is unknown ("5 apples" for 5 cm). Currencies are never converted."""
 
     relative: float = 1e-6
-    absolute: float = 1e-9
+    absolute: float = 0.0
 
     def __call__(self, rollout: Rollout, answer: Any) -> Verdict:
         """See `same_quantity`."""
@@ -99,14 +112,15 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Relaxed:
-    """ChartQA's relaxed accuracy of the final answer: |a - l| <= .05 |l|, or equal texts."""
+    """ChartQA's relaxed accuracy of the final answer: |a - l| <= .05 |l|, or equal texts; a list of
+    texts holds alternatives. Abstains on a blank gold."""
 
     tolerance: float = 0.05
 
     def __call__(self, rollout: Rollout, answer: Any) -> Verdict:
         """See `relaxed`."""
-        said = final_answer(rollout.text) or ""
-        if answer is None:
+        said, golds = final_answer(rollout.text) or "", gold_texts(answer)
+        if not golds:
             return Verdict(rationale=said)
-        return Verdict(score=float(relaxed(said, str(answer), tolerance=self.tolerance)),
-                       rationale=said)
+        right = any(relaxed(said, gold, tolerance=self.tolerance) for gold in golds)
+        return Verdict(score=float(right), rationale=said)

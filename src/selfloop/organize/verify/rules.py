@@ -6,59 +6,27 @@ model answer is wrong (0); a gold value that the rule cannot read makes it absta
 
 from __future__ import annotations
 
+import math
 import re
 import string
+from dataclasses import dataclass
 from typing import Any
 
-from selfloop.types import Rollout, Verdict
+from selfloop.organize.verify.final import (
+    final_answer,
+    gold_texts,
+    joined,
+    normal,
+    tagged,
+    uncut,
+)
+from selfloop.organize.verify.numbers import numbers_said, the_number
+from selfloop.organize.verify.options import letters, option
+from selfloop.organize.verify.polarity import polarity
+from selfloop.types import Rollout, Sample, Verdict
 
-_BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
-_ANNOUNCED = re.compile(r"(?:final answer|answer)\s*(?:is|:)\s*(.+)", re.I)
-_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|[-+]?\.\d+")
-
-
-def final_answer(text: str) -> str | None:
-    """What an answer finally says: boxed, tagged, announced, after the last "=", or all of it.
-
-    None when there is nothing but white space.
-    """
-    for read in (_BOXED.findall, tagged, _ANNOUNCED.findall):
-        if found := read(text):
-            return _tidy(found[-1]) or None
-    tail = text.rsplit("=", 1)[-1] if "=" in text else text
-    return _tidy(tail) or None
-
-
-def tagged(text: str, tag: str = "answer") -> list[str]:
-    """What each <tag> holds up to the next </tag>, in order; one that never closes holds nothing.
-
-    Linear in the text, where a pattern would try every opening of a text that closes none.
-    """
-    opening, closing = f"<{tag}>", f"</{tag}>"
-    found: list[str] = []
-    at = text.find(opening)
-    while at >= 0 and (end := text.find(closing, at + len(opening))) >= 0:
-        found.append(text[at + len(opening):end])
-        at = text.find(opening, end + len(closing))
-    return found
-
-
-def _tidy(text: str) -> str:
-    lines = [line for line in text.strip().splitlines() if line.strip()]
-    return lines[-1].strip().rstrip(".").strip() if lines else ""
-
-
-def _normal(text: str) -> str:
-    """Lower case, single spaces, no punctuation at the ends; what is nothing else stays.
-
-    The minus sign and the point of a number are no punctuation: "-7" is not "7".
-    """
-    plain = " ".join(text.lower().split())
-    bare = plain.strip(string.punctuation + " ")
-    if not bare:
-        return plain
-    sign = re.search(r"-?\.?$", plain[:plain.index(bare)]) if bare[0].isdigit() else None
-    return (sign[0] if sign else "") + bare
+__all__ = ["AllAccepted", "as_number", "choice", "exact", "final_answer", "number", "tagged",
+           "text", "yes_no"]
 
 
 def normal_answer(text: str) -> str | None:
@@ -77,75 +45,119 @@ def _verdict(right: bool | None, parsed: str | None) -> Verdict:
 def exact(rollout: Rollout, answer: Any) -> Verdict:
     """The final answer equals the gold text, white space, case and end punctuation apart.
 
-    Digits written apart count as one number ("1 2" is "12").
+    Digits written apart count as one number ("1 2" is "12"). A list of texts holds alternatives, as
+    in AnyAccepted (all of a set: AllAccepted). Abstains on a blank gold and on other values.
     """
-    if answer is None:
-        return Verdict()
+    golds = gold_texts(answer)
+    if not golds:
+        return Verdict(rationale="the gold answer is no text")
     parsed = final_answer(rollout.text)
-    return _verdict(parsed is not None and _joined(parsed) == _joined(str(answer)), parsed)
+    return _verdict(parsed is not None and _equals_one(rollout.text, parsed, golds), parsed)
 
 
-def _joined(text: str) -> str:
-    normal = _normal(text)
-    return normal.replace(" ", "") if re.fullmatch(r"[\d ]+", normal) else normal
+def _equals_one(whole: str, parsed: str, golds: list[str]) -> bool:
+    """Whether the final answer is one of the gold texts, or the uncut one is: a gold "x = 5"."""
+    wanted = {joined(gold) for gold in golds}
+    return joined(parsed) in wanted or any(joined(said) in wanted for said in uncut(whole))
 
 
 def as_number(text: str) -> float | None:
     """The last number in a text ("1,234.5", "12 %", "3e4", "1 2" of digit tokens), or None."""
     if re.fullmatch(r"[\d ]+", text.strip()):
         text = text.replace(" ", "")
-    found = _NUMBER.findall(text)
-    if not found:
-        return None
-    try:
-        return float(found[-1].replace(",", ""))
-    except ValueError:
-        return None
+    found = [said.value for said in numbers_said(text) if math.isfinite(said.value)]
+    return found[-1] if found else None
 
 
 def number(rollout: Rollout, answer: Any) -> Verdict:
-    """The final number is within 1e-6 (relative) of the gold number; abstains on a gold that
-    holds none."""
-    gold = as_number(str(answer)) if answer is not None else None
-    if gold is None:
-        return Verdict(rationale="the gold answer holds no number")
+    """The final number is within 1e-6 (relative) of the gold number, whatever its unit.
+
+    Several different numbers are wrong, and so is one that is denied ("not 5") or a bound ("more
+    than 5") where gold is not; of a calculation the last value counts. Abstains on a gold without
+    one finite number.
+    """
+    gold = the_number(str(answer)) if answer is not None else None
+    if gold is None or not math.isfinite(gold.value) or gold.mark == "not":
+        return Verdict(rationale="the gold answer is not one number")
     parsed = final_answer(rollout.text)
-    value = as_number(parsed) if parsed else None
-    close = value is not None and abs(value - gold) <= 1e-6 * max(1.0, abs(gold))
+    said = the_number(rollout.text)
+    close = said is not None and said.mark == gold.mark and math.isfinite(said.value) \
+        and abs(said.value - gold.value) <= 1e-6 * abs(gold.value)
     return _verdict(close, parsed)
 
 
-_LETTER = re.compile(r"^\W*([A-Ja-j])(?:[\W_]|$)")
+_OPTION = re.compile(r"[\W_]*([A-Ja-j])(?:[\W_]*|[).:\]]\s.*)", re.S)
 
 
-def choice(rollout: Rollout, answer: Any) -> Verdict:
-    """The option letter of the final answer equals the gold letter; naming two options is wrong."""
-    gold = _LETTER.match(str(answer)) if answer is not None else None
-    if gold is None:
+def choice(rollout: Rollout, answer: Any, sample: Sample | None = None) -> Verdict:
+    """The option that the final answer names is the gold letter; naming two options is wrong.
+
+    See `options.option`. Where the sample has its options in `meta` (`options: [...]`), only their
+    letters count, and the whole text of one names it. Abstains on a gold that is not one letter.
+    """
+    gold = _OPTION.fullmatch(str(answer).strip()) if answer is not None else None
+    if gold is None or len(letters(str(answer))) > 1:
         return Verdict(rationale="the gold answer is not an option letter")
+    texts = sample.meta.get("options") if sample is not None else None
+    options = {letter: str(t) for letter, t in zip(string.ascii_uppercase, texts, strict=False)} \
+        if isinstance(texts, list) and texts else dict.fromkeys("ABCDEFGHIJ", "")
     parsed = final_answer(rollout.text)
-    match = _LETTER.match(parsed) if parsed else None
-    letters = set(re.findall(r"\b[A-J]\b", parsed or ""))
-    right = match is not None and len(letters) <= 1 \
-        and match.group(1).lower() == gold.group(1).lower()
-    return _verdict(right, parsed)
+    named = option(rollout.text, options) if parsed else None
+    return _verdict(named == gold.group(1).upper(), parsed)
 
 
 def yes_no(rollout: Rollout, answer: Any) -> Verdict:
-    """The first yes or no of the final answer equals the gold one; saying both is wrong."""
-    gold = _normal(str(answer)) if answer is not None else ""
+    """The yes or no of the final answer equals the gold one: the first word, or the only one of the
+    two. Saying both is wrong, and so are "not yes" and "no idea"."""
+    gold = normal(str(answer)) if answer is not None else ""
     if gold not in ("yes", "no"):
         return Verdict(rationale="the gold answer is neither yes nor no")
     parsed = final_answer(rollout.text)
-    said = set(re.findall(r"\b(?:yes|no)\b", (parsed or "").lower()))
-    return _verdict(said == {gold}, parsed)
+    said = polarity(parsed) if parsed else None
+    return _verdict(said is not None and said == (gold == "yes"), parsed)
 
 
 def text(rollout: Rollout, answer: Any) -> Verdict:
-    """One of the gold texts (a string, or a list of accepted ones) is the whole final answer."""
-    golds = [answer] if isinstance(answer, str | int | float) else list(answer or ())
-    if not golds:
-        return Verdict()
-    parsed = final_answer(rollout.text)
-    return _verdict(parsed is not None and _joined(parsed) in {_joined(str(g)) for g in golds},
-                    parsed)
+    """One of the gold texts (a string, or a list of accepted ones) is the whole final answer.
+
+    As `exact`; abstains on a gold value that is no text, or holds something else.
+    """
+    return exact(rollout, answer)
+
+
+@dataclass(frozen=True)
+class AllAccepted:
+    """All texts of the gold set, in any order, and no other: multiple choice with several answers.
+
+    The answer lists them with commas, semicolons, "and" or one a line; letters may stand together
+    ("AC"). With `partial`, the share |said and gold| / |said or gold| (Jaccard) instead of 0.
+    `answer`: a list of texts, or one text that lists them. Abstains on a gold that is neither.
+    """
+
+    partial: bool = False
+
+    def __call__(self, rollout: Rollout, answer: Any) -> Verdict:
+        """Doubles count once."""
+        golds = gold_texts(answer)
+        wanted = {joined(g) for g in golds} if isinstance(answer, list | tuple) \
+            else _listed(golds[0], frozenset()) if golds else set()
+        parsed = final_answer(rollout.text)
+        if not wanted:
+            return Verdict(rationale="the gold answer is no set of texts")
+        said = max((_listed(t, frozenset(wanted)) for t in (parsed, rollout.text.strip()) if t),
+                   key=lambda found: len(found & wanted) - len(found - wanted), default=set())
+        shared = len(said & wanted) / len(said | wanted)
+        return Verdict(score=shared if self.partial else float(shared == 1), rationale=parsed or "")
+
+
+def _listed(words: str, known: frozenset[str]) -> set[str]:
+    """The members of a written list; "AC" are two where all of them are known to be letters."""
+    if (found := letters(words)) and (len(found) == 1 or all(len(k) == 1 for k in known)):
+        return {letter.lower() for letter in found}
+    if joined(words) in known:
+        return {joined(words)}
+    lines = [normal(re.sub(r"^\s*\d+[.)]\s+", "", line)) for line in words.splitlines()]
+    split = [part for line in lines for part in re.split(r"\s*[,;]\s*(?:and\s+)?", line)]
+    parts = [p for part in split for p in ([part] if joined(part) in known
+                                          else re.split(r"\s+and\s+|\s*&\s*", part))]
+    return {joined(p) for p in parts if p.strip()}

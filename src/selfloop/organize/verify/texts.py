@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from selfloop.calling import as_verdict, call_by_name, name_of
-from selfloop.organize.verify.rules import final_answer
+from selfloop.calling import SelfloopError, as_verdict, call_by_name, name_of, parameters
+from selfloop.organize.verify.final import final_answer, gold_texts, joined, uncut
+from selfloop.organize.verify.parts import failed
 from selfloop.roles import Verifier
 from selfloop.types import Rollout, Verdict
 
@@ -51,19 +52,24 @@ def accepted(answer: Any) -> list[Any]:
 
 @dataclass(frozen=True)
 class ANLS:
-    """The similarity of the final answer and the nearest accepted text, in 0..1; see `anls`."""
+    """The similarity of the final answer and the nearest accepted text, in 0..1; see `anls`.
+
+    1 for a gold text that an "=" or "answer:" would cut, said verbatim. Abstains on a blank gold.
+    """
 
     threshold: float = 0.5
 
     def __call__(self, rollout: Rollout, answer: Any) -> Verdict:
         """`answer`: one text, or a list of accepted ones."""
-        golds = [str(gold) for gold in accepted(answer)]
+        golds = gold_texts(answer)
         said = final_answer(rollout.text)
         if not golds:
             return Verdict(rationale=said or "")
         if said is None or len(said) > LONGEST:
             return Verdict(score=0.0, rationale=(said or "")[:LONGEST])
-        return Verdict(score=anls(said, golds, threshold=self.threshold), rationale=said)
+        cut = anls(said, golds, threshold=self.threshold)
+        whole = any(joined(t) == joined(g) for t in uncut(rollout.text) for g in golds)
+        return Verdict(score=1.0 if whole else cut, rationale=said)
 
 
 @dataclass(frozen=True)
@@ -71,15 +77,23 @@ class AnyAccepted:
     """The best that `rule` says over a list of accepted gold values.
 
     Golds that the rule cannot read are left out: 1 if one says right, 0 if all that could tell say
-    wrong and every gold was readable, None where an unread gold might have been the right one.
+    wrong and every gold was readable, None where an unread gold might have been the right one. A
+    rule that fails on one makes the whole fail. `rule` asks no model: for that, ReferenceJudge.
     """
 
     rule: Verifier
+
+    def __post_init__(self) -> None:
+        if "generate" in parameters(self.rule):
+            raise SelfloopError(f"AnyAccepted({name_of(self.rule)}): it asks a model; give a rule, "
+                                "or use ReferenceJudge alone")
 
     def __call__(self, rollout: Rollout, answer: Any) -> Verdict:
         """`answer`: one gold value, or a list of accepted ones."""
         found = [as_verdict(call_by_name(self.rule, rollout=rollout, answer=gold),
                             name_of(self.rule)) for gold in accepted(answer)]
+        if (error := failed(found)) is not None:
+            return error
         told = [v for v in found if v.score is not None]
         best = max(told, key=lambda v: v.score or 0.0, default=None)
         if best is None or (not best.right and len(told) < len(found)):

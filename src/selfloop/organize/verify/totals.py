@@ -1,32 +1,24 @@
 """Sums of rewards and lexicographic order (primitives "combine"); products and means: combine.py.
 
 Both are async, so that a part may be a judge. None from a part that counts makes the whole None:
-a sum with a missing summand, or an order with a missing rank, is unknown and not smaller.
+a sum with a missing summand, or an order with a missing rank, is unknown and not smaller. A part
+that failed makes the whole fail.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from selfloop.calling import SelfloopError, as_verdict, call_by_name, name_of
+from selfloop.calling import SelfloopError
+from selfloop.organize.verify.parts import all_of, failed, not_empty
 from selfloop.roles import Verifier
 from selfloop.types import Rollout, Verdict
 
 
-async def _all(verifiers: Sequence[Verifier], rollout: Rollout, offered: dict[str, Any]
-               ) -> list[Verdict]:
-    found = []
-    for verifier in verifiers:
-        value = call_by_name(verifier, rollout=rollout, **offered)
-        found.append(as_verdict(await value if inspect.isawaitable(value) else value,
-                                name_of(verifier)))
-    return found
-
-
 def _total(found: list[Verdict], score: float | None) -> Verdict:
+    if (error := failed(found)) is not None:
+        return error
     parts = {f"{i}:{v.verifier.rsplit(':')[-1]}": v.score for i, v in enumerate(found)
              if v.score is not None}
     return Verdict(score=score, parts=parts, rationale=found[0].rationale,
@@ -44,11 +36,11 @@ class Sum:
     terms: tuple[tuple[float, Verifier], ...]
 
     def __post_init__(self) -> None:
-        _not_empty("Sum", self.terms)
+        not_empty("Sum", self.terms)
 
     async def __call__(self, rollout: Rollout, **offered: Any) -> Verdict:
         """Gold values reach only those verifiers that name them."""
-        found = await _all([v for _, v in self.terms], rollout, offered)
+        found = await all_of([v for _, v in self.terms], rollout, offered)
         scores = [v.score for v in found]
         told = [w * s for (w, _), s in zip(self.terms, scores, strict=True) if s is not None]
         return _total(found, sum(told) if len(told) == len(scores) else None)
@@ -67,14 +59,14 @@ class Lexicographic:
     levels: int = 11
 
     def __post_init__(self) -> None:
-        _not_empty("Lexicographic", self.verifiers)
+        not_empty("Lexicographic", self.verifiers)
         if self.levels < 2 or self.levels ** len(self.verifiers) > 10**12:
             raise SelfloopError(f"Lexicographic: levels={self.levels} for {len(self.verifiers)} "
                                 "verifiers; expected at least 2, and 1e12 numbers at most")
 
     async def __call__(self, rollout: Rollout, **offered: Any) -> Verdict:
         """Gold values reach only those verifiers that name them."""
-        found = await _all(self.verifiers, rollout, offered)
+        found = await all_of(self.verifiers, rollout, offered)
         total: int | None = 0
         for verdict in found:
             digit = self._digit(verdict)
@@ -89,8 +81,3 @@ class Lexicographic:
             raise SelfloopError(f"Lexicographic: {verdict.verifier} scored {verdict.score}; "
                                 "expected a score in [0, 1]: scale it first")
         return int(verdict.score * (self.levels - 1) + 0.5)
-
-
-def _not_empty(what: str, parts: tuple[Any, ...]) -> None:
-    if not parts:
-        raise SelfloopError(f"{what}: no verifier was given; expected at least one")

@@ -23,8 +23,9 @@ def closing(text: str, start: int) -> int | None:
     return None
 
 
-def boxed(text: str) -> list[str]:
-    """Contents of the boxes in order, trimmed; empty, unclosed and overlong ones are left out.
+def boxed(text: str, *, empty: bool = False) -> list[str]:
+    """Contents of the boxes in order, trimmed; unclosed, overlong and (unless `empty`) empty ones
+    are left out.
 
     A box within a box counts once, as the outer one.
     """
@@ -36,6 +37,7 @@ def boxed(text: str) -> list[str]:
         if close is None:
             continue
         end = close
-        if content := text[match.end():close].strip():
+        content = text[match.end():close].strip()
+        if content or empty:
             found.append(content)
     return found

@@ -1,0 +1,67 @@
+"""The parts of a combined verifier: called in order, awaited where they are judges, and named."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from selfloop.calling import SelfloopError, as_verdict, call_by_name, name_of
+from selfloop.roles import Verifier
+from selfloop.types import Rollout, Verdict
+
+
+def combined(verifiers: Sequence[Verifier], rollout: Rollout, offered: dict[str, Any],
+             judged: Callable[[list[Verdict]], Verdict]) -> Verdict | Awaitable[Verdict]:
+    """What `judged` makes of all verdicts: at once, or to be awaited if one of the parts is async.
+
+    A part that failed makes the whole a failure: an error is neither a zero nor an abstention.
+    """
+    values: list[Verdict] = []
+    for at, verifier in enumerate(verifiers):
+        value = call_by_name(verifier, rollout=rollout, **offered)
+        if inspect.isawaitable(value):
+            return _awaited(value, verifiers, at, values, rollout, offered, judged)
+        values.append(as_verdict(value, name_of(verifier)))
+    return failed(values) or judged(values)
+
+
+async def _awaited(value: Any, verifiers: Sequence[Verifier], at: int, values: list[Verdict],
+                   rollout: Rollout, offered: dict[str, Any],
+                   judged: Callable[[list[Verdict]], Verdict]) -> Verdict:
+    values = [*values, as_verdict(await value, name_of(verifiers[at]))]
+    values += await all_of(verifiers[at + 1:], rollout, offered)
+    return failed(values) or judged(values)
+
+
+async def all_of(verifiers: Sequence[Verifier], rollout: Rollout, offered: dict[str, Any]
+                 ) -> list[Verdict]:
+    """The verdicts of all, one after the other."""
+    found = []
+    for verifier in verifiers:
+        value = call_by_name(verifier, rollout=rollout, **offered)
+        found.append(as_verdict(await value if inspect.isawaitable(value) else value,
+                                name_of(verifier)))
+    return found
+
+
+def failed(found: Sequence[Verdict]) -> Verdict | None:
+    """The failure of the first part that failed, with the costs of all; None if none did."""
+    error = next((v for v in found if v.error), None)
+    return error and Verdict(error=True, parts=named(found), cost=sum(v.cost for v in found),
+                             rationale=f"{error.verifier}: {error.rationale}")
+
+
+def named(found: Sequence[Verdict]) -> dict[str, float]:
+    """Scores by the verifiers' names; where several have one name they are numbered from 0."""
+    names = [v.verifier.rsplit(":")[-1] for v in found]
+    many = Counter(names)
+    return {f"{i}:{name}" if many[name] > 1 else name: v.score
+            for i, (name, v) in enumerate(zip(names, found, strict=True)) if v.score is not None}
+
+
+def not_empty(what: str, parts: tuple[Any, ...]) -> None:
+    """Raises SelfloopError where there is nothing to combine."""
+    if not parts:
+        raise SelfloopError(f"{what}: no verifier was given; expected at least one")

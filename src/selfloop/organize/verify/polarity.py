@@ -1,0 +1,43 @@
+"""Whether a text says yes or no. The first word decides; "no idea" is neither."""
+
+from __future__ import annotations
+
+import re
+
+_WORD = re.compile(r"(?<![\w'’])(yes|no)(?![\w'’])", re.I)
+_UNKNOWN = re.compile(r"\s+(?:idea|way|clue|information|evidence|means|basis|certainty|opinion|"
+                      r"answer|data|comment)s?\b", re.I)
+_FILLER = re.compile(r"\s+(?:doubt|question|problem|wonder|need|matter)\b", re.I)
+_AFTER_NOT = re.compile(r"(?:\b(?:not|neither|never)|n['’]t)\s+(?:a\s+)?[\"'“*]*$", re.I)
+_OPEN = re.compile(r"[\s\"'“*_`().,:>-]*")
+
+
+def polarity(text: str, *, first: bool = False) -> bool | None:
+    """True for yes, False for no, None for neither or both.
+
+    A yes or no that opens the text decides, unless the other one stands alone later ("yes and no",
+    but not "yes, there is no doubt"). With `first` nothing else counts; else a text that says only
+    one of the two says that one.
+    """
+    opening = _OPEN.match(text)
+    start = opening.end() if opening else 0
+    found: list[tuple[int, bool, bool]] = []
+    for m in _WORD.finditer(text):
+        rest = text[m.end():]
+        says = m[1].lower() == "yes"
+        if not says and _UNKNOWN.match(rest):
+            if m.start() == start:
+                return None
+            found.append((m.start(), says, True))
+        elif (says or not _FILLER.match(rest)) and not _AFTER_NOT.search(text[:m.start()]):
+            # "no" before a word of its own ("no cats") is part of a sentence, and no second answer
+            alone = says or not re.match(r"\s+(?!and\b|or\b|but\b|yes\b)[a-z]", rest, re.I)
+            found.append((m.start(), says, alone))
+        elif m.start() == start and says is False:
+            return None
+    opens = [says for at, says, _ in found if at == start]
+    if opens:
+        return opens[0] if all(s == opens[0] for _, s, alone in found if alone) else None
+    unknown = any(not says and _UNKNOWN.match(text[at + 2:]) for at, says, _ in found)
+    said = {says for _, says, _ in found}
+    return said.pop() if len(said) == 1 and not first and not unknown else None
