@@ -33,8 +33,8 @@ def normal_answer(text: str) -> str | None:
     """The final answer as votes compare answers: lower case, no commas, no punctuation at the
     ends but a minus sign and the point of a number, single spaces; digits written apart are one
     number. None for an answer that says nothing. EvoLMM (arXiv 2511.16672, released code)."""
-    said = _normal((final_answer(text) or "").replace(",", ""))
-    return None if not said.strip(string.punctuation) else _joined(said)
+    said = normal((final_answer(text) or "").replace(",", ""))
+    return None if not said.strip(string.punctuation) else joined(said)
 
 
 def _verdict(right: bool | None, parsed: str | None) -> Verdict:
