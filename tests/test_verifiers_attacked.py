@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
@@ -324,3 +325,23 @@ def test_a_group_of_empty_answers_wins_nothing():
     group = Group(sample=Sample(prompt=user("?")), rollouts=(said(""), said(" ", 1)))
     verdicts = asyncio.run(PairwiseJudge()(never, group, "k"))
     assert [v.score for v in verdicts] == [None, None]
+
+
+# -- time ----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("piece", [
+    "- ", "{", "}", "(", "1,", "$1", "1/", "x 10^", "\\boxed{", "no ", "^2", "# ", "B, not A ",
+    "[[1,2],", "one hundred ", "9", "1 m/s ", "\\frac{", "yes and "])
+def test_no_repetition_makes_a_rule_slow(piece):
+    """A rule that tries every opening, or peels one bracket a time, needs minutes here."""
+    words = (piece * 20_000)[:20_000]
+    began = time.monotonic()
+    for rule, gold in ((exact, "a"), (number, "5"), (Quantity(), "5 cm"), (choice, "B"),
+                       (yes_no, "no"), (Count(), 3), (AllAccepted(), ["a", "b"]),
+                       (OneBox(), [0, 0, 1, 1])):
+        assert rule(said(words), gold).score in (0.0, 1.0)
+    assert time.monotonic() - began < 10
+
+
+def test_long_reasoning_before_a_boxed_number_is_read():
+    assert number(said("so it goes on. " * 3000 + "\\boxed{5}"), "5").score == R

@@ -23,6 +23,18 @@ def closing(text: str, start: int) -> int | None:
     return None
 
 
+def _pairs(text: str) -> dict[int, int]:
+    """Where each brace that closes is closed, in one pass: many that never close cost no more."""
+    found: dict[int, int] = {}
+    opened: list[int] = []
+    for mark in re.finditer(r"\\.|[{}]", text, re.S):
+        if mark[0] == "{":
+            opened.append(mark.start())
+        elif mark[0] == "}" and opened:
+            found[opened.pop()] = mark.start()
+    return found
+
+
 def boxed(text: str, *, empty: bool = False) -> list[str]:
     """Contents of the boxes in order, trimmed; unclosed, overlong and (unless `empty`) empty ones
     are left out.
@@ -30,11 +42,13 @@ def boxed(text: str, *, empty: bool = False) -> list[str]:
     A box within a box counts once, as the outer one.
     """
     found, end = [], 0
-    for match in _BOX.finditer(text):
+    openings = list(_BOX.finditer(text))
+    closed = _pairs(text) if openings else {}
+    for match in openings:
         if match.start() < end:
             continue
-        close = closing(text[:match.end() + LONGEST + 1], match.end())
-        if close is None:
+        close = closed.get(match.end() - 1)
+        if close is None or close - match.end() > LONGEST:
             continue
         end = close
         content = text[match.end():close].strip()

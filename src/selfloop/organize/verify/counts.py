@@ -48,7 +48,8 @@ def counted(text: str) -> int | None:
         if _in_no_one(text, m.start()):
             continue
         hedged = _HEDGED.search(text[max(0, m.start() - 40):m.start()]) \
-            or re.match(r"\s*(?:\+|or (?:more|less|fewer)\b|and (?:a|one) half\b)", text[end:])
+            or re.match(r"\s*(?:\+|or (?:more|less|fewer)\b|and (?:a|one) half\b)",
+                        text[end:end + 30])
         found.add(None if hedged else value_of(text[m.start():end]))
     if _NONE.search(text):
         found.add(0)
@@ -56,7 +57,7 @@ def counted(text: str) -> int | None:
 
 
 def _in_no_one(text: str, at: int) -> bool:
-    return re.search(r"\bno[ -]$", text[:at], re.I) is not None \
+    return re.search(r"\bno[ -]$", text[max(0, at - 4):at], re.I) is not None \
         and text[at:at + 3].lower() == "one"
 
 

@@ -12,6 +12,8 @@ from selfloop.organize.verify.boxed import boxed
 _ANNOUNCED = re.compile(r"(?:final answer|answer)\s*(?:is|:)\s*(.+)", re.I)
 _WRAPPED = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|rm)\s*\{([^{}]*)\}")
 _BEFORE = re.compile(r"^(?:[,;:!?…]+|\.+(?!\d)|[*_`$]+(?=.)|#+ |[-*•] +(?![\d.]))")
+_PEELS = 8
+"""Layers of dress that are taken off an answer: enough for people, and no work for an attacker."""
 _PAIRS = ('""', "''", "``", "()", "[]", "{}", "“”", "‘’", "«»", "**", "__", "$$")
 
 
@@ -80,10 +82,10 @@ def normal(text: str) -> str:
     ">5", "A+" not "A". One minus sign is as good as another, and a blank behind it is none.
     """
     plain = " ".join(unwrapped(text).replace("−", "-").lower().split())
-    bare, before = plain, ""
-    while bare != before:
-        before = bare
-        bare = re.sub(r"(?<!\\)[.,;:!?…]+$", "", bare.strip())
+    bare, before, peels = plain, "", _PEELS
+    while bare != before and peels:
+        before, peels = bare, peels - 1
+        bare = bare.rstrip(" .,;:!?…")
         bare = _BEFORE.sub("", bare).strip()
         bare = re.sub(r"(?:\*\*|__|`|\$)$|\\\\$", "", bare)
         pair = next((p for p in _PAIRS if len(bare) > 1 and bare[0] == p[0] and bare[-1] == p[1]

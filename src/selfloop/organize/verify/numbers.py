@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from selfloop.organize.verify.final import final_answer, unwrapped
 from selfloop.organize.verify.measures import converted, spelt, unit_at
 
-LONGEST = 20_000
-"""Characters of an answer that are read; a longer one says no number."""
+LONGEST = 5_000
+"""Characters of a final answer that are read; a longer one says no number."""
 
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 _NUMBER = re.compile(
@@ -41,6 +41,8 @@ _AFTER = ((">=", re.compile(r"\s*(?:\+(?!\s*\d)|or (?:more|greater|higher|above)
                              r"|false)\b)|\s*can(?:not|['’]t|\s+not) be\b", re.I)))
 _INSIDE = re.compile(r"(?:√|\\[A-Za-z]+|\^|_|(?<![A-Za-z])[b-zB-Z]\s*[-+*/×])\s*[{(]*\s*$")
 _RELATION = re.compile(r"(?:\\(?:neq?|leq?|geq?|approx|pm)|\bnot)\s*$")
+_NEAR = 80
+"""Characters before a number in which its sign and what hedges it are looked for."""
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 
 
@@ -71,11 +73,11 @@ def without_latex(text: str) -> str:
 
 def numbers_said(text: str) -> list[Said]:
     """All numbers of a text in order; digits inside words and units ("H2O", "m2") are none."""
-    text = spelt(without_latex(text[:LONGEST]))
+    text = spelt(without_latex(text[-LONGEST:]))
     found: list[Said] = []
     at = 0
     while (m := _NUMBER.search(text, at)) is not None:
-        before = text[:m.start()]
+        before = text[max(0, m.start() - _NEAR):m.start()]
         value, at = _value(text, m)
         sign, before = _sign(before)
         if _INSIDE.search(before) and not _RELATION.search(before):
@@ -115,7 +117,7 @@ def _value(text: str, m: re.Match[str]) -> tuple[float, int]:
     if re.match(r"\s*(?:\^|\*\*(?=\s*[\w({]))", text[at:at + 8]):
         return math.nan, at
     if m["value"].isdigit() and (mixed := _MIXED.match(text, at)):
-        return value + int(mixed[1]) / int(mixed[2]), mixed.end()
+        return value + _float(mixed[1]) / _float(mixed[2]), mixed.end()
     if below := _BELOW.match(text, at):
         bottom = _float(below[1])
         return (value / bottom if bottom else math.nan), below.end()
@@ -143,7 +145,7 @@ def _sign(before: str) -> tuple[float, str]:
 
 
 def _mark(before: str, after: str) -> str:
-    near = before[-60:]
+    near = before
     for mark, shape in _AFTER:
         if shape.match(after):
             return mark
@@ -160,8 +162,8 @@ def the_number(text: str) -> Said | None:
     Of a calculation ("3 + 4 = 7") what stands after the last "=". What is said not to be the answer
     does not count beside what is ("5, not 3"). Digit tokens ("1 2") are one number.
     """
-    final = final_answer(text) if len(text) <= LONGEST else None
-    if final is None:
+    final = final_answer(text)
+    if final is None or len(final) > LONGEST:
         return None
     if re.fullmatch(r"\d+( \d+)*", final):
         return _finite(Said(float(final.replace(" ", ""))))

@@ -21,6 +21,7 @@ _CHOSEN = re.compile(r"\s+(?:is (?:the |my )?(?:\w+ )?(?:correct|right|best|true
                      r"option)\b|because\b|since\b)", re.I)
 _NOT = re.compile(r"(?:\b(?:not|nor|never|than|instead of|except)|n['’]t)\s+"
                   r"(?:(?:the )?(?:option|answer|choice)s?\s+)?[(\"'*]*$", re.I)
+_NEAR = 60
 _JOINS = re.compile(r"(?:^|\b(?:or|and|also|but|because|since|as|while|maybe|perhaps|possibly|"
                     r"either|both|option|choice|answer|then|is|even|nor|to|actually|no|wait)|"
                     r"[,/&+;|(])[\s\"'*(]*$", re.I)
@@ -93,7 +94,8 @@ def _leads(opened: str, letter: str, rest: str) -> bool:
 def _others(rest: str, letter: str, options: Mapping[str, str]) -> bool:
     """Whether what follows names another option: as a letter that is joined or marked as one."""
     for m in re.finditer(r"(?<![\w'’])([A-Za-z])(?![\w'’])", rest):
-        other, before, after = m[1].upper(), rest[:m.start()], rest[m.end():]
+        other, before, after = m[1].upper(), rest[max(0, m.start() - _NEAR):m.start()], \
+            rest[m.end():m.end() + _NEAR]
         if other == letter or other not in options or _NOT.search(before):
             continue
         marked = after[:1] in tuple(").:]") and (after[:1] != "." or re.match(r"\.\s+\w", after))

@@ -9,6 +9,7 @@ _UNKNOWN = re.compile(r"\s+(?:idea|way|clue|information|evidence|means|basis|cer
                       r"answer|data|comment)s?\b", re.I)
 _FILLER = re.compile(r"\s+(?:doubt|question|problem|wonder|need|matter)\b", re.I)
 _AFTER_NOT = re.compile(r"(?:\b(?:not|neither|never)|n['’]t)\s+(?:a\s+)?[\"'“*]*$", re.I)
+_NEAR = 40
 _OPEN = re.compile(r"[\s\"'“*_`().,:>-]*")
 
 
@@ -23,13 +24,14 @@ def polarity(text: str, *, first: bool = False) -> bool | None:
     start = opening.end() if opening else 0
     found: list[tuple[int, bool, bool]] = []
     for m in _WORD.finditer(text):
-        rest = text[m.end():]
+        rest = text[m.end():m.end() + _NEAR]
         says = m[1].lower() == "yes"
         if not says and _UNKNOWN.match(rest):
             if m.start() == start:
                 return None
             found.append((m.start(), says, True))
-        elif (says or not _FILLER.match(rest)) and not _AFTER_NOT.search(text[:m.start()]):
+        elif (says or not _FILLER.match(rest)) and not _AFTER_NOT.search(
+                text[max(0, m.start() - _NEAR):m.start()]):
             # "no" before a word of its own ("no cats") is part of a sentence, and no second answer
             alone = says or not re.match(r"\s+(?!and\b|or\b|but\b|yes\b)[a-z]", rest, re.I)
             found.append((m.start(), says, alone))
@@ -38,6 +40,6 @@ def polarity(text: str, *, first: bool = False) -> bool | None:
     opens = [says for at, says, _ in found if at == start]
     if opens:
         return opens[0] if all(s == opens[0] for _, s, alone in found if alone) else None
-    unknown = any(not says and _UNKNOWN.match(text[at + 2:]) for at, says, _ in found)
+    unknown = any(not says and _UNKNOWN.match(text[at + 2:at + _NEAR]) for at, says, _ in found)
     said = {says for _, says, _ in found}
     return said.pop() if len(said) == 1 and not first and not unknown else None
