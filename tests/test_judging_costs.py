@@ -86,9 +86,9 @@ judge = PointwiseJudge(sampling=Sampling(temperature=0.0, max_new_tokens=24))
 
 def configured(tmp_path: Path, engine: str, *overrides: str) -> RunConfig:
     path = with_splits(tmp_path)
-    (tmp_path / "judged.py").write_text(JUDGED)
+    (tmp_path / "judging.py").write_text(JUDGED)
     path.write_text(path.read_text() + f"engines:\n  judge: {engine}\n")
-    return load_config(path, ["verifier=judged:judge", *overrides])
+    return load_config(path, ["verifier=judging:judge", *overrides])
 
 
 SERVER = "{model: m, base_url: 'http://127.0.0.1:9/v1', concurrency: 5, token_budget: 1000}"
