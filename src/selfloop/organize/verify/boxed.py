@@ -42,7 +42,7 @@ def boxed(text: str, *, empty: bool = False) -> list[str]:
     A box within a box counts once, as the outer one.
     """
     found, end = [], 0
-    openings = list(_BOX.finditer(text))
+    openings = list(_BOX.finditer(text)) if "}" in text else []  # else none of them closes
     closed = _pairs(text) if openings else {}
     for match in openings:
         if match.start() < end:
