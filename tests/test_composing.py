@@ -52,6 +52,14 @@ def chain(loop: Loop):
 # -- what is built --------------------------------------------------------------------------------
 
 
+def test_a_name_alone_is_short_for_a_part_without_options(tmp_path):
+    loop = built(tmp_path, sampler="Steered", reward="MajorityVote",
+                 organize={"steps": ["Finished"]})
+    long = built(tmp_path, sampler={"use": "Steered"}, reward={"use": "MajorityVote"},
+                 organize={"steps": [{"use": "Finished"}]})
+    assert loop.sampler == long.sampler and loop.fingerprint() == long.fingerprint()
+
+
 def test_without_such_keys_the_loop_is_the_methods_own(tmp_path):
     plain = built(tmp_path)
     assert plain.fingerprint() == built(tmp_path, organize={}, evaluation={}).fingerprint()
@@ -186,7 +194,7 @@ def test_what_does_not_fit_is_said_in_one_line(tmp_path, more, said):
 
 
 @pytest.mark.parametrize(("more", "said"), [
-    ({"sampler": "TreeSearch"}, r"line \d+: sampler = 'TreeSearch'"),
+    ({"sampler": ["TreeSearch"]}, r"line \d+: sampler = \['TreeSearch'\].*write it as"),
     ({"sampler": {"uses": "TreeSearch"}}, r"line \d+: sampler.*write it as \{use: NAME"),
     ({"organize": {"step": []}}, r"unknown key 'organize\.step'; did you mean 'steps'"),
     ({"evaluation": {"draws": -1}}, r"evaluation\.draws = -1"),

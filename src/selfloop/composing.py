@@ -1,6 +1,6 @@
 """Parts of a loop named in run.yaml: a sampler, refinement steps, a maker of signals, a reward.
 
-    sampler: {use: TreeSearch, expand: 3}
+    sampler: {use: TreeSearch, check: exact, budget: 20}
     organize: {steps: [{use: AccuracyBand, low: 0.2, high: 0.8}]}
 
 `use` is the name of anything that ships in collect/, organize/ and beneath, or module:name. A

@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 import yaml
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -20,14 +19,16 @@ class ConfigPart(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-def _used(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    if not isinstance(value.get("use"), str):
-        raise ValueError("write it as {use: NAME, option: value}")
+def _used(value: object) -> object:
+    if isinstance(value, str):
+        return {"use": value}
+    if not isinstance(value, dict) or not isinstance(value.get("use"), str):
+        raise ValueError("write it as {use: NAME, option: value}, or as the name alone")
     return value
 
 
-Part = Annotated[dict[str, JsonValue], AfterValidator(_used)]
-"""Something by name, and its options: {use: TreeSearch, expand: 3}; see composing.py."""
+Part = Annotated[dict[str, JsonValue], BeforeValidator(_used)]
+"""Something by name, and its options: {use: TreeSearch, budget: 20}; see composing.py."""
 
 
 def spelled(value: object) -> object:
