@@ -16,6 +16,7 @@ import numpy as np
 
 from selfloop import keys
 from selfloop.collect.unsayable import Unsayable
+from selfloop.engines.attempting import Attempting
 from selfloop.optimize.rows import Row, Weight, rows_of
 from selfloop.roles import Request, SelfloopError
 from selfloop.types import Branch, Context, Media, Turn, digest
@@ -25,7 +26,7 @@ SPECIAL = ("<pad>", "<bos>", "<eos>", "<image>")
 WORDS = ("yes", "no", *"0123456789", "left", "right", "stop", "=", "ask", "easy", "hard")
 
 
-class ToyEngine:
+class ToyEngine(Attempting):
     """A tabular softmax policy with the whole engine interface; a CPU runs it in microseconds.
 
     `contexts` rows of logits are addressed by a hash of the prompt's tokens and pictures,
@@ -149,24 +150,18 @@ class ToyEngine:
             table = self.table.detach().numpy().copy()
         return [self._answers(table, request) for request in requests]
 
-    def attempt(self, requests: Sequence[Request], version: int) -> list[list[Turn] | Unsayable]:
-        """`generate`, with the error in the place of a request that forces an unknown word."""
-        whys = [self._why_unsayable(r.sampling.prefix) for r in requests]
-        sayable = [r for r, why in zip(requests, whys, strict=True) if why is None]
-        drawn = iter(self.generate(sayable, version) if sayable else ())
-        return [why or next(drawn) for why in whys]
-
-    def _why_unsayable(self, prefix: str) -> Unsayable | None:
+    def forced(self, prefix: str) -> tuple[int, ...]:
+        """Ids of the words that an answer begins with. Raises Unsayable for one it does not know.
+        """
         unknown = next((word for word in prefix.split() if word not in self.ids), None)
-        return None if unknown is None else Unsayable(
-            f"the toy cannot begin with {prefix[:60]!r}: it does not know the word {unknown!r}: "
-            "give ToyEngine(words=...) with it")
+        if unknown is not None:
+            raise Unsayable(f"the toy cannot begin with {prefix[:60]!r}: it does not know the word "
+                            f"{unknown!r}: give ToyEngine(words=...) with it")
+        return tuple(self.ids[word] for word in prefix.split())
 
     def _answers(self, table: np.ndarray, request: Request) -> list[Turn]:
         prompt, media = self._prompt(request)
-        if why := self._why_unsayable(request.sampling.prefix):
-            raise why
-        forced = tuple(self.ids[word] for word in request.sampling.prefix.split())
+        forced = self.forced(request.sampling.prefix)
         cells = self._read(request, (*prompt, *forced), media, forced)
         taken = np.zeros((request.sampling.max_new_tokens, self.shape[2]))
         return [self._draw(table, request, i, (prompt, media, forced), cells, taken)
