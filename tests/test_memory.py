@@ -172,7 +172,7 @@ REAL = """
     from hf_models import open_picture
     from selfloop.engines.hf import HFEngine
     engine = HFEngine({folder!r}, device="cpu"); engine.bind(open_picture); engine.publish(0, 0)
-    made = signals(engine) * 400
+    made = signals(engine) * 100
     expected, gradients = learnt(engine, made[:8])
     engine.reset_optimizer()
     engine.tokens_per_batch = 10**9
@@ -197,5 +197,5 @@ def test_memory_that_really_runs_out(tmp_path: Path, engine: HFEngine) -> None:
     split, tokens = done.stdout.split()[-2:]
     assert split == "True"
     expected = sum(row.count for s in signals(engine) for row in engine.rows(
-        s.branches["target"])) * 400
+        s.branches["target"])) * 100
     assert float(tokens) == expected

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -67,11 +68,10 @@ def crossed_ratio_bootstrap(tops_SC: Array, bottoms_SC: Array, *,
         "clusters"
     if seeds == clusters == 1:
         return Interval(-math.inf, math.inf, estimate, math.inf, units)
-    rng, found = generator(key), []
+    found = []
     sums_CX = sums_SCK.transpose(1, 0, 2).reshape(clusters, -1)
-    for rows in _chunks(n, clusters * width):
-        seeds_RS, clusters_RC = unit_weights(rng, rows, seeds), unit_weights(rng, rows, clusters)
-        by_seed = (clusters_RC @ sums_CX).reshape(rows, seeds, width)
+    for seeds_RS, clusters_RC in _crossed(key, n, seeds, clusters, width):
+        by_seed = (clusters_RC @ sums_CX).reshape(len(seeds_RS), seeds, width)
         totals = (by_seed * seeds_RS[:, :, None]).sum(1)
         found.append(_ratio(totals[(totals[:, 1] > 0) & (totals[:, -1] > 0)]))
     drawn = np.concatenate(found)
@@ -90,9 +90,8 @@ def ratio_p_value(first: tuple[Array, Array], second: tuple[Array, Array], *, n:
     if np.array_equal(a, b):
         return 1.0
     seen = abs(float(_ratio(np.hstack([a.sum(0), b.sum(0)])[None])[0]))
-    rng, beyond, total, gap = generator(key), 0, a + b, a - b
-    for rows in _chunks(n, len(a)):
-        swap = rng.integers(0, 2, size=(rows, len(a))).astype(float)
+    beyond, total, gap = 0, a + b, a - b
+    for swap in _swaps(key, n, len(a)):
         ours = b.sum(0) + swap @ gap
         flipped = np.hstack([ours, total.sum(0)[None] - ours])
         beyond += int((np.abs(_ratio(flipped)) >= seen - 1e-12).sum())
@@ -118,6 +117,40 @@ def _resampled(sums: Array, n: int, key: str) -> Array:
         kept = (totals[:, 1] > 0) & (totals[:, -1] > 0)
         found.append(_ratio(totals[kept]))
     return np.concatenate(found)
+
+
+# A study asks for hundreds of intervals under one key: what is drawn for the first serves all.
+
+def _crossed(key: str, n: int, seeds: int, clusters: int, width: int
+             ) -> Iterator[tuple[Array, Array]]:
+    """How often each seed (R, S) and each cluster (R, C) is drawn, in chunks."""
+    if n * clusters * width <= _CHUNK:
+        yield _crossed_at_once(key, n, seeds, clusters)
+        return
+    rng = generator(key)
+    for rows in _chunks(n, clusters * width):
+        yield unit_weights(rng, rows, seeds), unit_weights(rng, rows, clusters)
+
+
+@lru_cache(maxsize=4)
+def _crossed_at_once(key: str, n: int, seeds: int, clusters: int) -> tuple[Array, Array]:
+    rng = generator(key)
+    return unit_weights(rng, n, seeds), unit_weights(rng, n, clusters)
+
+
+def _swaps(key: str, n: int, clusters: int) -> Iterator[Array]:
+    """Whether each cluster is swapped (R, C), in chunks."""
+    if n * clusters <= _CHUNK:
+        yield _swaps_at_once(key, n, clusters)
+        return
+    rng = generator(key)
+    for rows in _chunks(n, clusters):
+        yield rng.integers(0, 2, size=(rows, clusters)).astype(float)
+
+
+@lru_cache(maxsize=4)
+def _swaps_at_once(key: str, n: int, clusters: int) -> Array:
+    return generator(key).integers(0, 2, size=(n, clusters)).astype(float)
 
 
 def _chunks(n: int, width: int) -> list[int]:
