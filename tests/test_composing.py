@@ -277,11 +277,12 @@ EVERY: dict[str, dict[str, object]] = {
     "Steered": {**SHORT, "most": 3},
     "TreeSearch": {"check": "exact", "budget": 2, "depth": 1, "max_new_tokens": 4},
 }
-"""Every sampler with options that make it quick. Challenge needs a sandbox: tests of eve."""
+"""Every sampler with options that make it quick. Challenge and Illustrate need a sandbox: they are
+tried by the tests of eve and mm_zero."""
 
 
 def test_every_sampler_is_among_them():
-    assert set(EVERY) | {"Challenge"} == set(_samplers())
+    assert set(EVERY) | {"Challenge", "Illustrate"} == set(_samplers())
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -44,6 +44,7 @@ METHODS: dict[str, str] = {
     "vision_zero": "reinforce a spy game's clues and votes in turn; reads no labels",
     "m3id": "prefer answers decoded towards the picture to blind ones; reads no labels",
     "eve": "reinforce a writer of picture programs and who solves them; reads no labels",
+    "mm_zero": "reinforce a proposer, a coder that draws and a solver; no pictures, no labels",
     "mdpo": "prefer right answers to wrong ones, and the picture to a crop of it",
     "papo": "reinforce answers that also depend on the picture",
     "noisyrollout": "reinforce groups of which half saw a noisy picture; the noise fades",

@@ -1,6 +1,6 @@
 """Runs code that a model wrote, in a process of its own that can reach nothing.
 
-Recipes whose models draw by writing code (EVE's plots, MM-Zero's SVG) need that code run. It is
+Recipes whose models draw by writing code (EVE, MM-Zero) need that code run. It is
 never run in-process. A fresh interpreter gets an empty folder, no network, no right to start
 processes, a cleaned environment, and limits of memory, CPU, time, files and output; all that comes
 back is text and one picture, and the picture is decoded within bounds. See `LEVELS` for what holds
