@@ -121,10 +121,18 @@ class Loop:
             check_call("organizer", how.organizer, ORGANIZER_OFFERED)
             self._check_learn(role, how)
         if self.evaluation is not None and self.evaluation.sampler is not None:
-            check_call("sampler", self.evaluation.sampler, drawing.OFFERED)
+            self._check_how_dev_is_answered(self.evaluation.sampler)
         if self.gate is not None and self.evaluation is None:
             object.__setattr__(self, "gate", None)
         self.described()  # refuses what has no stable name
+
+    @staticmethod
+    def _check_how_dev_is_answered(sampler: Sampler) -> None:
+        check_call("sampler", sampler, drawing.OFFERED)
+        if told := reads(sampler):
+            raise SelfloopError(
+                f"Evaluation.sampler {name_of(sampler)} reads {', '.join(sorted(told))}: whoever "
+                "is measured must not be told the gold values; choose a sampler that reads none")
 
     @staticmethod
     def _check_verifier(verifier: Verifier) -> None:
@@ -172,8 +180,9 @@ class Loop:
 
     @property
     def asks(self) -> frozenset[str]:
-        """What the loop needs of an engine beyond generate: learning, and its sampler's wishes."""
-        return frozenset({"learn"}) | frozenset(getattr(self.sampler, "asks", ()))
+        """What the loop needs of an engine beyond generate: learning, and its samplers' wishes."""
+        dev = self.evaluation.sampler if self.evaluation else None
+        return frozenset({"learn"}).union(*(getattr(s, "asks", ()) for s in (self.sampler, dev)))
 
     def fingerprint(self) -> str:
         """Hash of everything that decides what is computed; more iterations keep it."""
