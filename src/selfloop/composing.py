@@ -166,10 +166,11 @@ def _has_config(kind: Any) -> bool:
 
 
 def _training_pictures(config: RunConfig) -> Pool:
-    """All pictures of the training data, as stand-ins for one another."""
-    from selfloop.data import load
+    """All pictures that the run trains on, as stand-ins for one another: of a video its frames
+    that are shown, and none of a row that is left out because dev or test knows it."""
+    from selfloop.config import load_data
 
-    return pool_of([m for s in load(config.data.train) for m in s.media], Library())
+    return pool_of([m for s in load_data(config, asking=True).train for m in s.media], Library())
 
 
 # -- names ----------------------------------------------------------------------------------------

@@ -168,7 +168,7 @@ class Loop:
 
     def __repr__(self) -> str:
         """The configuration: every option, components by name, nothing that changes by run."""
-        return printed(self)
+        return _with_options(self, "")
 
     @property
     def labels_read(self) -> dict[str, frozenset[str]]:
@@ -227,14 +227,22 @@ def _listed(samples: tuple[Sample, ...]) -> str:
     return f"{len(samples)} samples #{digest([s.id for s in samples])}"
 
 
+def _with_options(value: Any, indent: str) -> str:
+    """A dataclass as its name and options, one a line."""
+    deeper = indent + "    "
+    inner = [f"{deeper}{f.name}={printed(getattr(value, f.name), deeper)}"
+             for f in fields(value) if f.init]
+    name = type(value).__name__
+    return f"{name}(\n" + ",\n".join(inner) + f"\n{indent})" if inner else f"{name}()"
+
+
 def printed(value: object, indent: str = "") -> str:
-    """A value as a readable, stable expression; functions as module:name."""
+    """A value as a readable, stable expression; functions as module:name. A part that writes a
+    repr of its own (a pool of thousands of pictures) is printed by it."""
     deeper = indent + "    "
     if is_dataclass(value) and not isinstance(value, type):
-        inner = [f"{deeper}{f.name}={printed(getattr(value, f.name), deeper)}"
-                 for f in fields(value) if f.init]
-        name = type(value).__name__
-        return f"{name}(\n" + ",\n".join(inner) + f"\n{indent})" if inner else f"{name}()"
+        own = "__repr__" in vars(type(value)) and not type(value).__dataclass_params__.repr  # type: ignore[attr-defined]
+        return repr(value) if own else _with_options(value, indent)
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{k!r}: {printed(v, deeper)}" for k, v in value.items()) + "}"
     if _questions(value):

@@ -57,7 +57,8 @@ class Media(Word):
     """Operations re-applied on every read, so corrupted pictures need no storage."""
     meta: dict[str, JsonValue] = Field(default_factory=dict)
     """Where the bytes were found (`uri`, `size`) and which part of them it is (`page`; `frame` and
-    `seconds` of a video). Not part of the identity."""
+    `seconds` of a video). Of a video that was given as pictures, each has its `video` (a name
+    that they share) and its `place`, from 0. Not part of the identity."""
 
     @cached_property
     def identity(self) -> str:
