@@ -145,6 +145,14 @@ def test_mm_upt_learns_on_questions_of_its_own(tmp_path, kind):
     assert {s.sample for s in found.signals(1, "solver")} <= {g.sample.id for g in own}
 
 
+@pytest.mark.parametrize("asking", [
+    {"checks": 3}, {"asked": 2}, {"tags": False}, {"instruction": "ask"}])
+def test_mm_upt_refuses_a_proposer_that_nobody_asks(asking):
+    with pytest.raises(SelfloopError, match="questions='own' answers the data's questions"):
+        mm_upt(toyland.exact, **asking)
+    assert mm_upt(toyland.exact, questions="direct", **asking).sampler.ask.n
+
+
 def test_mm_upt_refuses_another_kind_of_questions():
     with pytest.raises(SelfloopError, match="expected own, direct or in-context"):
         mm_upt(toyland.exact, questions="mine")
@@ -205,6 +213,11 @@ def test_reachable_from_run_yaml(method):
     loop = build_loop(config)
     assert loop.name == method and "n=4" in repr(loop)
     assert bool(loop.labels_read) == (method == "r3v")
+
+
+def test_r3v_draws_no_fewer_for_the_unsolved_than_for_the_others():
+    sampler = r3v(toyland.exact, n=8).sampler
+    assert (sampler.least, sampler.n, sampler.most) == (8, 8, 8)
 
 
 # -- what one step tells the next -----------------------------------------------------------------

@@ -70,6 +70,11 @@ class SentenceTree:
         """What it needs of an engine."""
         return frozenset({"forced_prefix", "stop", *(("diversity",) if self.diversity else ())})
 
+    @property
+    def per_problem(self) -> float:
+        """Draws a problem at most, for cost estimates."""
+        return self.width * (1 + (self.depth - 1) * max(self.width - 1, self.top + self.bottom))
+
     async def __call__(self, generate: Generate, sample: Sample) -> list[Rollout]:
         """Every path that ended, best first; those cut by `depth` have finish_reason length."""
         open_paths, ended, dropped = [Path()], list[Path](), 0

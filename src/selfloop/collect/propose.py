@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from selfloop.collect.conditioning import noted
+from selfloop.collect.conditioning import at_least_one, noted
 from selfloop.collect.drawing import OFFERED
 from selfloop.collect.tags import Parsed, one_of, tagged
 from selfloop.doors import asking, filled, is_async
@@ -96,6 +96,14 @@ class Propose:
     question_tokens: int = 96
     max_new_tokens: int = 64
 
+    def __post_init__(self) -> None:
+        at_least_one(self, "n")
+
+    @property
+    def per_problem(self) -> float:
+        """Draws a problem at most, for cost estimates."""
+        return self.n * (1 + self.checks + self.answers)
+
     async def __call__(self, generate: Generate, sample: Sample, guidance: Mapping[str, Any]
                        ) -> list[Rollout]:
         """The proposals, each followed by the answers to it."""
@@ -175,9 +183,36 @@ class AskOrAnswer:
         return frozenset(getattr(self.ask, "asks", ())) | frozenset(getattr(self.answer, "asks",
                                                                             ()))
 
+    @property
+    def per_problem(self) -> float:
+        """Draws a sample of the data at most: what is asked about it, and what is answered of that
+        in the next step; for cost estimates."""
+        asked = float(getattr(self.ask, "n", 1))
+        return _draws(self.ask) + asked * _draws(self.answer)
+
     async def __call__(self, generate: Generate, sample: Sample, **offered: Any) -> list[Rollout]:
         """What the one that is in charge draws. Gold values reach it only if it names them."""
         chosen = self.ask if sample.parent is None else self.answer
         drawn: list[Rollout] = await call_by_name(chosen, generate=generate, sample=sample,
                                                   **offered)
         return drawn
+
+
+def _draws(sampler: Sampler) -> float:
+    return float(getattr(sampler, "per_problem", getattr(sampler, "n", 1)))
+
+
+def answering_or_asking(questions: str, ask: Propose, answer: Sampler) -> Sampler:
+    """The sampler of a recipe with the option `questions`: `answer` for the data's "own", with
+    `ask` beside it for "direct" and "in-context" ones. Raises SelfloopError for another, and where
+    a proposer is described that nobody would ask.
+    """
+    if questions not in ("own", "direct", "in-context"):
+        raise SelfloopError(f"questions={questions!r}: expected own, direct or in-context")
+    if questions != "own":
+        return AskOrAnswer(ask, answer)
+    if ask != Propose(1, 0, 0):
+        raise SelfloopError("questions='own' answers the data's questions and proposes none: leave "
+                            "out asked, checks, instruction and tags, or set questions to direct "
+                            "or in-context")
+    return answer
