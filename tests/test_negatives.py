@@ -297,6 +297,13 @@ FEW = Lexicon(
     ("a sofa", "entity", {"a bed"}),
     ("a TV", "entity", {"a lamp"}),
     ("the cup is above it", "relation", {"the cup is below it"}),
+    ("1. A dog\n2. A cat\n3. A bird", "number", {"1. A dog\n2. A cat\n3. A bird"}),
+    ("**1.** A dog\n- 2) A cat", "number", {"**1.** A dog\n- 2) A cat"}),
+    ("Step 1: a dog. Step 2: a cat.", "number", {"Step 1: a dog. Step 2: a cat."}),
+    ("1) 0 cats", "number", {f"1) {n} cats" for n in (1, 2, 3)}),
+    ("0. That is the sum.", "number", {f"{n}. That is the sum." for n in (1, 2, 3)}),
+    ("0.", "number", {"1.", "2.", "3."}), ("It is (0).", "number", {
+        "It is (1).", "It is (2).", "It is (3)."}),
     ("it costs 3.5 or 1,234 on the 2nd", "number", {"it costs 3.5 or 1,234 on the 2nd"}),
     ("he left, right?", "relation", {"he left, right?"}),
     ("a hotdogger", "entity", {"a hotdogger"}),

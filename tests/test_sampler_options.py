@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+import toyland
 from scripted import asked, collect
 from selfloop.collect.adaptive import AdaptiveTemperature
 from selfloop.collect.beams import SentenceTree
@@ -18,8 +21,13 @@ from selfloop.collect.related import RelatedQuestions
 from selfloop.collect.search import TreeSearch
 from selfloop.collect.self_play import SpyGame
 from selfloop.collect.views import MixedViews
+from selfloop.engines.toy import ToyEngine
 from selfloop.organize.verify.vote import MajorityVote
+from selfloop.pictures import Library
+from selfloop.recipes.visplay import visplay
 from selfloop.roles import SelfloopError
+from selfloop.running import run
+from selfloop.store import RunFolder
 from selfloop.types import Rollout, Sample
 
 # -- checks ---------------------------------------------------------------------------------------
@@ -104,6 +112,32 @@ def test_options_are_refused_when_the_sampler_is_built(make, said):
 def test_a_spy_game_needs_one_picture_or_two():
     with pytest.raises(SelfloopError, match=r"needs one picture, or two .* it has 3 media"):
         collect(SpyGame(), lambda r, i: "a", asked(n_pictures=3))
+
+
+# -- questions ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("text", "asked_next"), [
+    ("图中有几只猫？", True), ("كم قطة؟", True), ("¿Cuántos gatos hay?", True),
+    ("图中有几只猫？红的吗？", False), ("几只猫? 图中？", False), ("图中有猫。", False)])
+def test_questions_in_other_scripts(text, asked_next):
+    drawn, _ = collect(Propose(n=1, answers=0, checks=0),
+                       lambda r, i: f"<question>{text}</question>")
+    assert drawn[0].sampling["proposed"] == (text if asked_next else None)
+
+
+def test_nobody_asks_about_a_picture_that_is_not_there(tmp_path):
+    """A data set with some text-only problems goes on: those are asked nothing."""
+    text_only = asked("2 + 2 ?", n_pictures=0)
+    assert collect(Propose(), lambda r, i: "<question>what is it?</question>", text_only)[0] == []
+    words = ("<question>odd?</question>", "<question>red?</question>", "yes")
+    loop = visplay(toyland.paid, asked=4, judged=3, n=3, max_new_tokens=1, samples=4, steps=2,
+                   iterations=1, low=0.0, high=1.0)
+    run(replace(loop, gate=None, evaluation=None), [text_only, *toyland.samples(tmp_path, 3)],
+        {"solver": ToyEngine(words, seed=1)}, tmp_path / "run",
+        library=Library(tmp_path / "images"))
+    manifest = RunFolder(tmp_path / "run").manifest(1)
+    assert manifest["counts"]["problems"] > 4 and manifest["counts"]["proposed"]
 
 
 # -- costs ----------------------------------------------------------------------------------------

@@ -34,11 +34,14 @@ ANSWERABLE = ("Can this question be answered from the picture alone? Question: {
 EXAMPLE = "Here is a question about it; ask a different one: {question}"
 HARDER = "Lately the answers all agreed: ask what is harder to see."
 EASIER = "Lately the answers hardly agreed: ask what is easier to see."
+ASKS = "?\uff1f\u061f"
+"""Question marks: of most scripts, of Chinese and Japanese, of Arabic."""
 VISIBLE = "Lately many questions could not be answered: ask only about what the picture shows."
 
 
 def parse_question(text: str, longest: int = 300) -> Parsed:
-    """The one question in a proposal: between the tags, ending in "?", neither cut nor several."""
+    """The one question in a proposal: between the tags, ending in a question mark of any script
+    (`ASKS`), neither cut nor several."""
     found = tagged(text, "question")
     return found if found.value is None else parse_plain(found.value, longest)
 
@@ -48,7 +51,7 @@ def parse_plain(text: str, longest: int = 300) -> Parsed:
     question = " ".join(text.split())
     if len(question) > longest:
         return Parsed(None, f"the question has {len(question)} characters, over {longest}")
-    if not question.endswith("?") or question.count("?") != 1:
+    if not question.endswith(tuple(ASKS)) or sum(question.count(mark) for mark in ASKS) != 1:
         return Parsed(None, "not one sentence that ends in a question mark")
     if "<" in question or len(question) < 4:
         return Parsed(None, "not a question in plain words")
@@ -74,7 +77,8 @@ class Propose:
     answerable when more than half of `checks` draws say yes to that (SENA rewrites where VisPlay
     and EvoLMM do without, arXiv 2412.15650, 2511.15661); checks that say neither yes nor no are
     left out, and without any verdict it is unknown and not asked. With `checks=0` nobody is asked
-    and every readable question counts. Equal questions are asked once.
+    and every readable question counts. Equal questions are asked once. Samples without a picture,
+    a video or a sound get nothing.
 
     Proposals carry `sampling["proposed"]` (the question or None), `["answerable"]` (True, False
     or None) and `["why"]` (empty when the question counts); answers carry
@@ -107,6 +111,8 @@ class Propose:
     async def __call__(self, generate: Generate, sample: Sample, guidance: Mapping[str, Any]
                        ) -> list[Rollout]:
         """The proposals, each followed by the answers to it."""
+        if not sample.media:
+            return []
         told = self.told(sample, guidance.get("learnt", {}))
         asked = await generate(asking(sample, told), n=self.n, role=self.role,
                                label="propose", sampling=self._sampling(self.question_tokens))
