@@ -357,6 +357,28 @@ def test_the_pages_examples_are_loops(tmp_path, example):
     assert build_loop(load_config(path)).name == yaml.safe_load(example)["method"]
 
 
+def unevaluated(verifier) -> Loop:
+    """A method of one's own that looks at no dev set."""
+    return dataclasses.replace(seva(verifier), evaluation=None, gate=None)
+
+
+def test_keys_of_an_evaluation_that_there_is_not_are_refused(tmp_path):
+    with pytest.raises(SelfloopError, match="evaluation: seva evaluates nothing on dev"):
+        built(tmp_path, f"{__name__}:unevaluated", options={}, evaluation={"draws": 4})
+
+
+@pytest.mark.parametrize(("form", "found"), [
+    ("Tags", "Tags(tags=('think', 'answer'))"), ({"use": "Pattern", "regex": "a"}, "regex='a'"),
+    ("Tagz", "'Tagz' is no part that ships; did you mean 'Tags'"), ("exact", "asks for 'answer'"),
+    ({"use": "Pattern", "regexp": "a"}, "options.form: Pattern has no option 'regexp'")])
+def test_an_option_of_a_method_may_be_a_part(tmp_path, form, found):
+    try:
+        said = str(built(tmp_path, "visplay", options={"form": form}).verifier)
+    except SelfloopError as error:
+        said = str(error)
+    assert found in said and "\n" not in said
+
+
 # -- the pool of training pictures ----------------------------------------------------------------
 
 

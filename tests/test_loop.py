@@ -415,6 +415,9 @@ def test_dev_is_not_answered_by_who_is_told_the_gold_values() -> None:
     for told in (Rationalise(exact), FromGold(n=1), TreeSearch(exact)):
         with pytest.raises(SelfloopError, match=r"Evaluation.sampler .* reads .*gold values"):
             Loop(**shared, evaluation=Evaluation(metric=exact, sampler=told))
+    with pytest.raises(SelfloopError, match=r"Evaluation\(draws=4\) with the sampler"):
+        Loop(**shared, evaluation=Evaluation(metric=exact, draws=4, sampler=EnvSampler(
+            toyland.TwoTurns, n=1)))
     played = Loop(**shared, evaluation=Evaluation(metric=exact, sampler=EnvSampler(
         toyland.TwoTurns, n=1)))
     assert played.asks == {"learn", "history"}, "what dev needs of the engine is asked for, too"

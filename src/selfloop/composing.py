@@ -67,6 +67,9 @@ def composed(loop: Loop, config: RunConfig) -> Loop:
         if how.wave:
             changed["max_waves"] = max(2, loop.max_waves)
     dev = config.evaluation.model_dump(exclude_none=True)
+    if dev and loop.evaluation is None:
+        raise SelfloopError(f"evaluation: {loop.name} evaluates nothing on dev; take the key out, "
+                            "or give its Loop an Evaluation")
     if dev and loop.evaluation is not None:
         changed["evaluation"] = replace(loop.evaluation, **{
             name: part(f"evaluation.{name}", value) for name, value in dev.items()})

@@ -52,7 +52,8 @@ class Evaluation:
     """Judges greedy answers; the only place where dev labels are read."""
     sampling: Sampling = Sampling(temperature=0.0, max_new_tokens=64)
     sampler: Sampler | None = None
-    """How a dev question is answered, where one turn is not enough: an EnvSampler with n=1."""
+    """How a dev question is answered, where one turn is not enough: an EnvSampler with n=1. There
+    are then no answers without pictures and no further draws."""
     no_image: bool = True
     """Also answer with the pictures taken out, to see what the text alone gives away."""
     draws: int = 0
@@ -121,14 +122,18 @@ class Loop:
             check_call("organizer", how.organizer, ORGANIZER_OFFERED)
             self._check_learn(role, how)
         if self.evaluation is not None and self.evaluation.sampler is not None:
-            self._check_how_dev_is_answered(self.evaluation.sampler)
+            self._check_how_dev_is_answered(self.evaluation.sampler, self.evaluation.draws)
         if self.gate is not None and self.evaluation is None:
             object.__setattr__(self, "gate", None)
         self.described()  # refuses what has no stable name
 
     @staticmethod
-    def _check_how_dev_is_answered(sampler: Sampler) -> None:
+    def _check_how_dev_is_answered(sampler: Sampler, draws: int) -> None:
         check_call("sampler", sampler, drawing.OFFERED)
+        if draws:
+            raise SelfloopError(
+                f"Evaluation(draws={draws}) with the sampler {name_of(sampler)}: dev is answered "
+                "by that sampler alone, so there are no further draws; leave out one of the two")
         if told := reads(sampler):
             raise SelfloopError(
                 f"Evaluation.sampler {name_of(sampler)} reads {', '.join(sorted(told))}: whoever "
