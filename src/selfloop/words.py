@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal, Self
@@ -102,6 +103,10 @@ class Part(Word):
     text: str = ""
 
 
+_TIME = re.compile(r"<\d+\.\d seconds>")
+"""A frame's mark."""
+
+
 def placed(media: Sequence[Media]) -> tuple[Part, ...]:
     """The media's places in a message, each after its mark. Wherever a prompt is made anew for a
     sample's media it is made by this, so that timed frames keep their times."""
@@ -167,12 +172,18 @@ class Context(Word):
         return self.model_copy(update={"media": media})
 
     def without_media(self) -> Context:
-        """The same messages with every picture taken out: the no-image probe."""
-        prompt = tuple(
-            m.model_copy(update={"content": tuple(p for p in m.content if p.type == "text")})
-            for m in self.prompt
-        )
-        return Context(prompt=prompt)
+        """The same messages with every picture taken out, and the times of a video's frames with
+        them: the no-image probe."""
+        prompt = []
+        for message in self.prompt:
+            kept: list[Part] = []
+            for part in message.content:
+                if part.type == "text":
+                    kept.append(part)
+                elif kept and _TIME.fullmatch(kept[-1].text):
+                    kept.pop()
+            prompt.append(message.model_copy(update={"content": tuple(kept)}))
+        return Context(prompt=tuple(prompt))
 
 
 class Adjustment(Word):
