@@ -22,8 +22,11 @@ from selfloop.collect.search import TreeSearch
 from selfloop.collect.self_play import SpyGame
 from selfloop.collect.views import MixedViews
 from selfloop.engines.toy import ToyEngine
+from selfloop.organize.verify.calibrated import steps_of
+from selfloop.organize.verify.rules import exact
 from selfloop.organize.verify.vote import MajorityVote
 from selfloop.pictures import Library
+from selfloop.recipes.csr import csr
 from selfloop.recipes.visplay import visplay
 from selfloop.roles import SelfloopError
 from selfloop.running import run
@@ -112,6 +115,21 @@ def test_options_are_refused_when_the_sampler_is_built(make, said):
 def test_a_spy_game_needs_one_picture_or_two():
     with pytest.raises(SelfloopError, match=r"needs one picture, or two .* it has 3 media"):
         collect(SpyGame(), lambda r, i: "a", asked(n_pictures=3))
+
+
+# -- sentences ------------------------------------------------------------------------------------
+
+
+def test_sentences_end_in_chinese_as_well():
+    """Else an answer is one sentence, cut at its 70th token and dropped."""
+    def says(request, i):
+        done = request.sampling.prefix.count("\u3002")
+        return "" if done == 3 else f"\u8fd9\u662f\u7b2c{i}\u53ea\u732b\u3002" * 9
+
+    paths, _ = collect(SentenceTree(width=2, depth=4), says)
+    assert {len(r.sampling["path"]) for r in paths} == {4} and \
+        all(r.finish_reason == "stop" for r in paths)
+    assert all(len(steps_of(r, csr(exact).verifier.stop)) == 3 for r in paths), "the end is empty"
 
 
 # -- questions ------------------------------------------------------------------------------------
