@@ -410,6 +410,27 @@ def test_the_pool_holds_what_the_run_trains_on(tmp_path):
     assert len(other) == 3 and len({m.sha256 for m in other}) == 1
 
 
+class Redness:
+    """Stands for a dual encoder."""
+
+    def embeddings(self, picture, text):
+        return [float(x) for x in np.asarray(picture).mean((0, 1))], [1.0, 0.0, 0.0]
+
+    def __call__(self, picture, texts):
+        return [0.0 for _ in texts]
+
+
+def test_likeness_may_be_by_meaning(tmp_path):
+    near = {"use": "Negatives", "causes": ["near"]}
+    pool = {"use": "train", "encoder": f"{__name__}:Redness"}
+    loop = built(tmp_path, "seva", options={}, sampler={**near, "pool": pool})
+    assert len(loop.sampler.pool.vectors) == len(loop.sampler.pool.media) == 12
+    with pytest.raises(SelfloopError, match="train, all training pictures, has no option 'encoding'"
+                                            "; did you mean 'encoder'"):
+        built(tmp_path, "seva", options={}, sampler={**near, "pool": {"use": "train",
+                                                                      "encoding": "x"}})
+
+
 def test_a_pool_is_printed_in_a_line_and_fingerprinted_whole():
     media = tuple(Media(sha256=f"{i:064x}", meta={"uri": f"/data/{i}.png"}) for i in range(900))
     pool = Pool(media, tuple(range(900)))
@@ -422,4 +443,9 @@ def test_a_pool_is_printed_in_a_line_and_fingerprinted_whole():
         r"Pool\(900 pictures #[0-9a-f]{20}, likeness by layout: 0\.png, 1\.png, 2\.png, \.\.\.\)",
         said)
     assert first.fingerprint() != second.fingerprint()
-    assert len(first.described()["sampler"]["pool"]["media"]) == 900
+    others = (Pool(media[1:], pool.hashes[1:]), Pool(media, pool.hashes, ((1.0,),) * 900),
+              Pool(media, pool.hashes, ((1.0,),) * 899 + ((0.5,),)))
+    told = [dataclasses.replace(first, sampler=Negatives(causes=("near",), pool=p))
+            for p in (pool, *others)]
+    assert len({loop.fingerprint() for loop in told}) == 4
+    assert all(len(json.dumps(loop.described())) < 6000 for loop in told), "what loop.json holds"

@@ -33,6 +33,8 @@ from selfloop.types import Sample, digest
 
 ORGANIZER_OFFERED = ("groups", "state", "key", "answers", "rationales")
 NOT_IN_FINGERPRINT = frozenset({"iterations", "save_every", "max_errors", "max_unjudged"})
+SPELLED_OUT = 256
+"""A longer option, such as the pictures of a pool, is described by its length and a hash."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +215,8 @@ def _described(value: object) -> object:
     if _questions(value):
         return _listed(value)
     if isinstance(value, tuple | list):
-        return [_described(v) for v in value]
+        each = [_described(v) for v in value]
+        return each if len(each) <= SPELLED_OUT else f"{len(each)} values #{digest(each)}"
     if isinstance(value, frozenset | set):
         return sorted(str(v) for v in value)
     if callable(value):
