@@ -8,18 +8,21 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from typer.testing import CliRunner
 
 from clidata import with_splits
 from selfloop.cli import main
 from selfloop.collect.env import EnvSampler
-from selfloop.collect.negatives import Negatives
+from selfloop.collect.negatives import Negatives, worse_media
 from selfloop.collect.search import TreeSearch
+from selfloop.collect.swapped_pictures import Pool
 from selfloop.collect.tools import PictureTool
 from selfloop.composing import _shipped, part_named
-from selfloop.config import build_loop, load_config
+from selfloop.config import build_loop, load_config, load_data
 from selfloop.loop import Loop
 from selfloop.organize.refine.filters import AccuracyBand, HardToFind
 from selfloop.organize.refine.pair_filters import LengthBalance
@@ -30,8 +33,10 @@ from selfloop.organize.verify.length import Brief, LengthWindow
 from selfloop.organize.verify.numeric import Quantity
 from selfloop.organize.verify.rules import exact
 from selfloop.organize.verify.vote import MajorityVote
+from selfloop.recipes.seva import seva
 from selfloop.roles import SelfloopError
 from selfloop.store import RunFolder
+from selfloop.types import Media
 
 
 def written(folder: Path, method: str = "star", **more: object) -> Path:
@@ -351,3 +356,97 @@ def test_the_pages_examples_are_loops(tmp_path, example):
     given.pop("options")
     path.write_text(yaml.safe_dump(given))
     assert build_loop(load_config(path)).name == yaml.safe_load(example)["method"]
+
+
+def unevaluated(verifier) -> Loop:
+    """A method of one's own that looks at no dev set."""
+    return dataclasses.replace(seva(verifier), evaluation=None, gate=None)
+
+
+def test_keys_of_an_evaluation_that_there_is_not_are_refused(tmp_path):
+    with pytest.raises(SelfloopError, match="evaluation: seva evaluates nothing on dev"):
+        built(tmp_path, f"{__name__}:unevaluated", options={}, evaluation={"draws": 4})
+
+
+@pytest.mark.parametrize(("form", "found"), [
+    ("Tags", "Tags(tags=('think', 'answer'))"), ({"use": "Pattern", "regex": "a"}, "regex='a'"),
+    ("Tagz", "'Tagz' is no part that ships; did you mean 'Tags'"), ("exact", "asks for 'answer'"),
+    ({"use": "Pattern", "regexp": "a"}, "options.form: Pattern has no option 'regexp'")])
+def test_an_option_of_a_method_may_be_a_part(tmp_path, form, found):
+    try:
+        said = str(built(tmp_path, "visplay", options={"form": form}).verifier)
+    except SelfloopError as error:
+        said = str(error)
+    assert found in said and "\n" not in said
+
+
+# -- the pool of training pictures ----------------------------------------------------------------
+
+
+def clips(folder: Path, n: int) -> Path:
+    """n animations of 12 frames, each its own row."""
+    rng = np.random.default_rng(0)
+    for i in range(n):
+        first, *rest = (Image.fromarray(rng.integers(0, 255, (24, 24, 3), dtype=np.uint8))
+                        for _ in range(12))
+        first.save(folder / f"{i}.gif", save_all=True, append_images=rest, duration=100)
+    path = folder / "clips.jsonl"
+    path.write_text("".join(json.dumps(
+        {"video": f"{i}.gif", "prompt": f"<video>what is in {i}?", "answer": "x"}) + "\n"
+        for i in range(n)))
+    return path
+
+
+def test_the_pool_holds_what_the_run_trains_on(tmp_path):
+    """As many frames of each video as the run shows, and none of a row that dev knows."""
+    path = clips(tmp_path, 4)
+    dev = tmp_path / "dev.jsonl"
+    dev.write_text(path.read_text().splitlines()[0] + "\n")
+    loop = built(tmp_path, data={"train": str(path), "dev": str(dev), "frames": 3}, options={},
+                 method="seva", sampler={"use": "Negatives", "causes": ["near"], "pool": "train"})
+    train = load_data(load_config(tmp_path / "run.yaml")).train
+    pool = loop.sampler.pool
+    assert len(train) == 3 and len(pool.media) == 9
+    other = worse_media(train[0].media, "near", 0.5, "k", pool)
+    assert len(other) == 3 and len({m.sha256 for m in other}) == 1
+
+
+class Redness:
+    """Stands for a dual encoder."""
+
+    def embeddings(self, picture, text):
+        return [float(x) for x in np.asarray(picture).mean((0, 1))], [1.0, 0.0, 0.0]
+
+    def __call__(self, picture, texts):
+        return [0.0 for _ in texts]
+
+
+def test_likeness_may_be_by_meaning(tmp_path):
+    near = {"use": "Negatives", "causes": ["near"]}
+    pool = {"use": "train", "encoder": f"{__name__}:Redness"}
+    loop = built(tmp_path, "seva", options={}, sampler={**near, "pool": pool})
+    assert len(loop.sampler.pool.vectors) == len(loop.sampler.pool.media) == 12
+    with pytest.raises(SelfloopError, match="train, all training pictures, has no option 'encoding'"
+                                            "; did you mean 'encoder'"):
+        built(tmp_path, "seva", options={}, sampler={**near, "pool": {"use": "train",
+                                                                      "encoding": "x"}})
+
+
+def test_a_pool_is_printed_in_a_line_and_fingerprinted_whole():
+    media = tuple(Media(sha256=f"{i:064x}", meta={"uri": f"/data/{i}.png"}) for i in range(900))
+    pool = Pool(media, tuple(range(900)))
+    loops = [seva(exact, causes=("blur",)) for _ in range(2)]
+    first, second = (dataclasses.replace(loop, sampler=Negatives(causes=("near",), pool=p))
+                     for loop, p in zip(loops, (pool, dataclasses.replace(
+                         pool, hashes=(7, *pool.hashes[1:]))), strict=True))
+    said = repr(pool)
+    assert said in repr(first) and re.fullmatch(
+        r"Pool\(900 pictures #[0-9a-f]{20}, likeness by layout: 0\.png, 1\.png, 2\.png, \.\.\.\)",
+        said)
+    assert first.fingerprint() != second.fingerprint()
+    others = (Pool(media[1:], pool.hashes[1:]), Pool(media, pool.hashes, ((1.0,),) * 900),
+              Pool(media, pool.hashes, ((1.0,),) * 899 + ((0.5,),)))
+    told = [dataclasses.replace(first, sampler=Negatives(causes=("near",), pool=p))
+            for p in (pool, *others)]
+    assert len({loop.fingerprint() for loop in told}) == 4
+    assert all(len(json.dumps(loop.described())) < 6000 for loop in told), "what loop.json holds"

@@ -279,7 +279,8 @@ def test_a_run_that_was_steered_resumes_to_the_same_bits(tmp_path):
 
 
 @pytest.mark.parametrize(("method", "options"), [
-    ("grpo", {}), ("star", {}), ("mm_upt", {"checks": 3}), ("visplay", {"checks": 3})])
+    ("grpo", {}), ("star", {}), ("mm_upt", {"checks": 3, "questions": "direct"}),
+    ("visplay", {"checks": 3})])
 def test_steering_is_reached_from_run_yaml(method, options):
     def built(**more):
         return repr(build_loop(RunConfig.model_validate({

@@ -14,6 +14,7 @@ from hf_models import FAMILIES, asked, open_picture, picture
 from selfloop.engines.hf import HFEngine, LoRA
 from selfloop.engines.hf_decode import _Text
 from selfloop.engines.picking import filtered, pick
+from selfloop.engines.tokens import controls
 from selfloop.roles import Request, Sampling, SelfloopError
 from selfloop.types import Branch, Context, Media, Message, Part
 
@@ -302,9 +303,22 @@ def test_a_tokenizer_that_truncates_does_not(folders: dict[str, Path], tmp_path:
     assert engine_of(folder).render(asked(1))[0] == whole and len(whole) > 8
 
 
-def test_a_placeholder_in_the_question_is_named(engines: dict[str, HFEngine]) -> None:
-    with pytest.raises(SelfloopError, match="processor refuses"):
-        drawn(engines["gemma3"], asked(1, "what is <start_of_image>?"))
+def test_control_tokens_that_a_text_spells_are_words(engines: dict[str, HFEngine]) -> None:
+    """Only the template writes them: a quoted answer neither asks for a picture nor ends a turn."""
+    for name in ("gemma3", "llava"):
+        chat, tokenizer = engines[name].prompts.chat, engines[name].processor.tokenizer
+        for token in sorted(controls(tokenizer)):
+            with pytest.warns(UserWarning, match="spells the control token"):
+                chat._told = False
+                said = asked(1).said("assistant", f"7{token}{token}").said("user", "sure?")
+                ids = engines[name].render(said)[0]
+            plain = engines[name].render(
+                asked(1).said("assistant", "7").said("user", "sure?"))[0]
+            special = set(tokenizer.convert_tokens_to_ids(list(controls(tokenizer))))
+            special.discard(tokenizer.unk_token_id)
+            assert [t for t in ids if t in special] == [t for t in plain if t in special], token
+    (turn,) = drawn(engines["gemma3"], asked(1, "what is <start_of_image>?"), n=1)
+    assert turn.media == asked(1).media
 
 
 def test_prompts_without_pictures_in_one_call_with_others(engine: HFEngine) -> None:

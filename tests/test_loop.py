@@ -9,7 +9,11 @@ from dataclasses import dataclass, replace
 import pytest
 
 import toyland
+from selfloop.collect.env import EnvSampler
+from selfloop.collect.forced import FromGold
+from selfloop.collect.hinted import Rationalise
 from selfloop.collect.independent import Independent
+from selfloop.collect.search import TreeSearch
 from selfloop.engines.toy import ToyEngine
 from selfloop.evaluate.gate import Gate
 from selfloop.loop import Evaluation, Learn, Loop
@@ -402,3 +406,18 @@ def test_a_rollback_goes_on_from_the_promoted_weights_under_new_numbers(tmp_path
     assert [folder.manifest(s)["drawn_by"] for s in range(8)] == [
         max(0, s - stale) for s in range(8)]
     assert set(folder.checkpoints()) == {0, 4, 8}
+
+
+def test_dev_is_not_answered_by_who_is_told_the_gold_values() -> None:
+    """A second chance with the label as a hint would score on dev what it was told there."""
+    shared = {"name": "x", "sampler": Independent(**toyland.SHORT), "verifier": exact,
+              "learn": {"solver": Learn(organizer=Chain(maker=Demonstrate()), loss=SFT())}}
+    for told in (Rationalise(exact), FromGold(n=1), TreeSearch(exact)):
+        with pytest.raises(SelfloopError, match=r"Evaluation.sampler .* reads .*gold values"):
+            Loop(**shared, evaluation=Evaluation(metric=exact, sampler=told))
+    with pytest.raises(SelfloopError, match=r"Evaluation\(draws=4\) with the sampler"):
+        Loop(**shared, evaluation=Evaluation(metric=exact, draws=4, sampler=EnvSampler(
+            toyland.TwoTurns, n=1)))
+    played = Loop(**shared, evaluation=Evaluation(metric=exact, sampler=EnvSampler(
+        toyland.TwoTurns, n=1)))
+    assert played.asks == {"learn", "history"}, "what dev needs of the engine is asked for, too"

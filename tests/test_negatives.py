@@ -38,6 +38,7 @@ from selfloop.collect.text_negatives import (
     truncated,
 )
 from selfloop.corruptions import apply
+from selfloop.data import load
 from selfloop.engines.toy import ToyEngine
 from selfloop.evaluate import objects as objects_of
 from selfloop.organize.verify.rules import exact
@@ -154,6 +155,25 @@ def test_a_video_is_swapped_as_a_whole_for_frames_of_one_other():
     mixed = near_other((*own, *still), pool, 0.01)
     assert mixed[:3] == as_many and len(mixed) == 4
     assert any_other(own, Pool((*own, *still), (0, 0, 0, far)), 1, "k") == still * 3
+
+
+def test_a_video_given_as_pictures_is_one_video(tmp_path):
+    """Frames in files of their own: never mixed from several videos, nor taken from its own."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for v in range(3):
+        names = [tmp_path / f"{v}-{k}.png" for k in range(4)]
+        for name in names:
+            Image.fromarray(rng.integers(0, 255, (24, 24, 3), dtype=np.uint8)).save(name)
+        rows.append({"videos": [[str(n) for n in names]], "prompt": f"<video>what is in {v}?"})
+    told, untold = load([row | {"fps": 2} for row in rows]), load(rows)
+    for samples in (told, untold):
+        own, *others = [s.media for s in samples]
+        pool = pool_of([m for s in samples for m in s.media], Library())
+        assert [m.meta["place"] for m in own] == [0, 1, 2, 3]
+        assert all(near_other(own, pool, s) in others for s in (0.01, 0.5, 1))
+        drawn = [any_other(own, pool, 1, f"k{i}") for i in range(20)]
+        assert all(one in others for one in drawn) and all(one in drawn for one in others)
 
 
 def test_each_frame_is_looked_up_by_itself_and_not_by_its_file():
@@ -277,6 +297,13 @@ FEW = Lexicon(
     ("a sofa", "entity", {"a bed"}),
     ("a TV", "entity", {"a lamp"}),
     ("the cup is above it", "relation", {"the cup is below it"}),
+    ("1. A dog\n2. A cat\n3. A bird", "number", {"1. A dog\n2. A cat\n3. A bird"}),
+    ("**1.** A dog\n- 2) A cat", "number", {"**1.** A dog\n- 2) A cat"}),
+    ("Step 1: a dog. Step 2: a cat.", "number", {"Step 1: a dog. Step 2: a cat."}),
+    ("1) 0 cats", "number", {f"1) {n} cats" for n in (1, 2, 3)}),
+    ("0. That is the sum.", "number", {f"{n}. That is the sum." for n in (1, 2, 3)}),
+    ("0.", "number", {"1.", "2.", "3."}), ("It is (0).", "number", {
+        "It is (1).", "It is (2).", "It is (3)."}),
     ("it costs 3.5 or 1,234 on the 2nd", "number", {"it costs 3.5 or 1,234 on the 2nd"}),
     ("he left, right?", "relation", {"he left, right?"}),
     ("a hotdogger", "entity", {"a hotdogger"}),

@@ -86,6 +86,19 @@ def test_constructed_pairs_of_marked_negatives_go_round() -> None:
     assert Pairs(Constructed())([bad_only], "k") == []
 
 
+def test_what_was_made_of_a_good_answer_meets_that_answer() -> None:
+    """The first names nothing to swap, so that the only swap is the second's; one is cut off."""
+    says = ["It is fine.", "A red dog.", "A small cat " + "and so on " * 9]
+    found, _ = collect(Negatives(causes=("blank", "entity", "truncated"), n=3, max_new_tokens=40),
+                       lambda r, i: "" if r.sampling.prefix else says[i])
+    group = Group(sample=asked(), rollouts=tuple(found), verdicts=(Verdict(),) * len(found))
+    made = {c.rejected.text: c.chosen.text for c in Constructed()(group, "k")
+            if "of" in c.rejected.sampling}
+    assert made.pop("It is") == "It is fine." and made.pop("A red") == "A red dog."
+    (swap, of), = made.items()
+    assert of == "A red dog." and swap.startswith("A red ") and swap != of
+
+
 def test_margins_are_left_out_for_plain_dpo() -> None:
     found, _ = collect(Negatives(causes=("blank",), n=1), lambda r, i: r.key)
     group = Group(sample=asked(), rollouts=tuple(found),

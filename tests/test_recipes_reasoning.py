@@ -8,7 +8,7 @@ import pytest
 
 import toyland
 from killing import contents
-from scripted import Scripted, asked, collect
+from scripted import Scripted, asked, collect, picture
 from selfloop.collect.drawing import draw
 from selfloop.collect.env import EnvSampler
 from selfloop.collect.hinted import Rationalise
@@ -145,6 +145,14 @@ def test_mm_upt_learns_on_questions_of_its_own(tmp_path, kind):
     assert {s.sample for s in found.signals(1, "solver")} <= {g.sample.id for g in own}
 
 
+@pytest.mark.parametrize("asking", [
+    {"checks": 3}, {"asked": 2}, {"tags": False}, {"instruction": "ask"}])
+def test_mm_upt_refuses_a_proposer_that_nobody_asks(asking):
+    with pytest.raises(SelfloopError, match="questions='own' answers the data's questions"):
+        mm_upt(toyland.exact, **asking)
+    assert mm_upt(toyland.exact, questions="direct", **asking).sampler.ask.n
+
+
 def test_mm_upt_refuses_another_kind_of_questions():
     with pytest.raises(SelfloopError, match="expected own, direct or in-context"):
         mm_upt(toyland.exact, questions="mine")
@@ -205,6 +213,11 @@ def test_reachable_from_run_yaml(method):
     loop = build_loop(config)
     assert loop.name == method and "n=4" in repr(loop)
     assert bool(loop.labels_read) == (method == "r3v")
+
+
+def test_r3v_draws_no_fewer_for_the_unsolved_than_for_the_others():
+    sampler = r3v(toyland.exact, n=8).sampler
+    assert (sampler.least, sampler.n, sampler.most) == (8, 8, 8)
 
 
 # -- what one step tells the next -----------------------------------------------------------------
@@ -308,6 +321,18 @@ def test_only_questions_in_the_band_are_asked_next(band, kept):
 def test_no_more_questions_than_asked_for_and_none_unanswered():
     assert len(AskNext(most=2)([proposals()], {}, "k")[1]["guidance"]["samples"]) == 2
     assert not AskNext(least=5)([proposals()], {}, "k")[1]["guidance"]["samples"]
+
+
+def test_equal_questions_about_one_picture_are_one_problem_and_all_their_answers_vote():
+    """Data have several samples of one picture; samples of one id would draw the same twice."""
+    groups = draw(Propose(n=4, answers=4, checks=0), [asked("one ?"), asked("two ?")],
+                  Doors({"solver": Scripted(says), "proposer": Scripted(says)}, 0, "s"), {})
+    found = proposed_samples(groups)
+    assert len({s.id for s in found}) == len(found) == 3
+    split = next(s for s in found if "split" in s.context.text)
+    assert (split.meta["votes"], split.meta["vote_share"]) == (8, 0.5)
+    other = groups[1].sample.model_copy(update={"media": (picture(7),)})
+    assert len(proposed_samples([groups[0], groups[1].model_copy(update={"sample": other})])) == 6
 
 
 def test_a_sample_in_the_guidance_that_is_none_is_named():

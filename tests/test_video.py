@@ -393,6 +393,8 @@ def test_frames_keep_their_times_in_every_prompt_made_of_them(folder, row, times
             "begin" in context.text, "only a judge quotes the question"
     spoilt = sample.media[0].with_op("blur", 0.5, "k")
     assert spoilt.mark == sample.media[0].mark
+    blind = sample.context.without_media()
+    assert (blind.text, blind.media) == ("what comes first?", ()), "times go with their frames"
 
 
 def test_a_sound_s_length_is_no_time():

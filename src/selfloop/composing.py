@@ -26,6 +26,7 @@ from pydantic.errors import PydanticSchemaGenerationError
 from selfloop.calling import closest, component_named
 from selfloop.collect.swapped_pictures import Pool, pool_of
 from selfloop.organize.chain import Chain
+from selfloop.organize.verify.similarity import encoder_named
 from selfloop.pictures import Library
 from selfloop.roles import SelfloopError
 
@@ -67,6 +68,9 @@ def composed(loop: Loop, config: RunConfig) -> Loop:
         if how.wave:
             changed["max_waves"] = max(2, loop.max_waves)
     dev = config.evaluation.model_dump(exclude_none=True)
+    if dev and loop.evaluation is None:
+        raise SelfloopError(f"evaluation: {loop.name} evaluates nothing on dev; take the key out, "
+                            "or give its Loop an Evaluation")
     if dev and loop.evaluation is not None:
         changed["evaluation"] = replace(loop.evaluation, **{
             name: part(f"evaluation.{name}", value) for name, value in dev.items()})
@@ -94,6 +98,8 @@ def built(value: Any, config: RunConfig | None = None, stage: str = "") -> Any:
     name = value["use"]
     if not isinstance(name, str):
         raise SelfloopError(f"use: {name!r} is no name: write the name of a part")
+    if name == "train" and config is not None:
+        return _training_pictures(config, **{str(k): v for k, v in value.items() if k != "use"})
     target = part_named(name, stage)
     options = {str(key): built(one, config, stage) for key, one in value.items() if key != "use"}
     if not options and not inspect.isclass(target):
@@ -165,11 +171,17 @@ def _has_config(kind: Any) -> bool:
                                       or hasattr(kind, "__dataclass_fields__"))
 
 
-def _training_pictures(config: RunConfig) -> Pool:
-    """All pictures of the training data, as stand-ins for one another."""
-    from selfloop.data import load
+def _training_pictures(config: RunConfig, encoder: str = "", **other: Any) -> Pool:
+    """All pictures that the run trains on, as stand-ins for one another: of a video its frames
+    that are shown, and none of a row that is left out because dev or test knows it. With `encoder`
+    (a CLIP- or SigLIP-shaped folder, or module:name) likeness is by meaning."""
+    from selfloop.config import load_data
 
-    return pool_of([m for s in load(config.data.train) for m in s.media], Library())
+    if other:
+        raise SelfloopError(f"train, all training pictures, has no option {next(iter(other))!r}"
+                            f"{closest(next(iter(other)), ['encoder'])}")
+    return pool_of([m for s in load_data(config, asking=True).train for m in s.media], Library(),
+                   encoder_named(encoder) if encoder else None)
 
 
 # -- names ----------------------------------------------------------------------------------------

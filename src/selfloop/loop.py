@@ -33,6 +33,8 @@ from selfloop.types import Sample, digest
 
 ORGANIZER_OFFERED = ("groups", "state", "key", "answers", "rationales")
 NOT_IN_FINGERPRINT = frozenset({"iterations", "save_every", "max_errors", "max_unjudged"})
+SPELLED_OUT = 256
+"""A longer option, such as the pictures of a pool, is described by its length and a hash."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,8 @@ class Evaluation:
     """Judges greedy answers; the only place where dev labels are read."""
     sampling: Sampling = Sampling(temperature=0.0, max_new_tokens=64)
     sampler: Sampler | None = None
-    """How a dev question is answered, where one turn is not enough: an EnvSampler with n=1."""
+    """How a dev question is answered, where one turn is not enough: an EnvSampler with n=1. There
+    are then no answers without pictures and no further draws."""
     no_image: bool = True
     """Also answer with the pictures taken out, to see what the text alone gives away."""
     draws: int = 0
@@ -121,10 +124,22 @@ class Loop:
             check_call("organizer", how.organizer, ORGANIZER_OFFERED)
             self._check_learn(role, how)
         if self.evaluation is not None and self.evaluation.sampler is not None:
-            check_call("sampler", self.evaluation.sampler, drawing.OFFERED)
+            self._check_how_dev_is_answered(self.evaluation.sampler, self.evaluation.draws)
         if self.gate is not None and self.evaluation is None:
             object.__setattr__(self, "gate", None)
         self.described()  # refuses what has no stable name
+
+    @staticmethod
+    def _check_how_dev_is_answered(sampler: Sampler, draws: int) -> None:
+        check_call("sampler", sampler, drawing.OFFERED)
+        if draws:
+            raise SelfloopError(
+                f"Evaluation(draws={draws}) with the sampler {name_of(sampler)}: dev is answered "
+                "by that sampler alone, so there are no further draws; leave out one of the two")
+        if told := reads(sampler):
+            raise SelfloopError(
+                f"Evaluation.sampler {name_of(sampler)} reads {', '.join(sorted(told))}: whoever "
+                "is measured must not be told the gold values; choose a sampler that reads none")
 
     @staticmethod
     def _check_verifier(verifier: Verifier) -> None:
@@ -160,7 +175,7 @@ class Loop:
 
     def __repr__(self) -> str:
         """The configuration: every option, components by name, nothing that changes by run."""
-        return printed(self)
+        return _with_options(self, "")
 
     @property
     def labels_read(self) -> dict[str, frozenset[str]]:
@@ -172,8 +187,9 @@ class Loop:
 
     @property
     def asks(self) -> frozenset[str]:
-        """What the loop needs of an engine beyond generate: learning, and its sampler's wishes."""
-        return frozenset({"learn"}) | frozenset(getattr(self.sampler, "asks", ()))
+        """What the loop needs of an engine beyond generate: learning, and its samplers' wishes."""
+        dev = self.evaluation.sampler if self.evaluation else None
+        return frozenset({"learn"}).union(*(getattr(s, "asks", ()) for s in (self.sampler, dev)))
 
     def fingerprint(self) -> str:
         """Hash of everything that decides what is computed; more iterations keep it."""
@@ -199,7 +215,8 @@ def _described(value: object) -> object:
     if _questions(value):
         return _listed(value)
     if isinstance(value, tuple | list):
-        return [_described(v) for v in value]
+        each = [_described(v) for v in value]
+        return each if len(each) <= SPELLED_OUT else f"{len(each)} values #{digest(each)}"
     if isinstance(value, frozenset | set):
         return sorted(str(v) for v in value)
     if callable(value):
@@ -218,14 +235,22 @@ def _listed(samples: tuple[Sample, ...]) -> str:
     return f"{len(samples)} samples #{digest([s.id for s in samples])}"
 
 
+def _with_options(value: Any, indent: str) -> str:
+    """A dataclass as its name and options, one a line."""
+    deeper = indent + "    "
+    inner = [f"{deeper}{f.name}={printed(getattr(value, f.name), deeper)}"
+             for f in fields(value) if f.init]
+    name = type(value).__name__
+    return f"{name}(\n" + ",\n".join(inner) + f"\n{indent})" if inner else f"{name}()"
+
+
 def printed(value: object, indent: str = "") -> str:
-    """A value as a readable, stable expression; functions as module:name."""
+    """A value as a readable, stable expression; functions as module:name. A part that writes a
+    repr of its own (a pool of thousands of pictures) is printed by it."""
     deeper = indent + "    "
     if is_dataclass(value) and not isinstance(value, type):
-        inner = [f"{deeper}{f.name}={printed(getattr(value, f.name), deeper)}"
-                 for f in fields(value) if f.init]
-        name = type(value).__name__
-        return f"{name}(\n" + ",\n".join(inner) + f"\n{indent})" if inner else f"{name}()"
+        own = "__repr__" in vars(type(value)) and not type(value).__dataclass_params__.repr  # type: ignore[attr-defined]
+        return repr(value) if own else _with_options(value, indent)
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{k!r}: {printed(v, deeper)}" for k, v in value.items()) + "}"
     if _questions(value):

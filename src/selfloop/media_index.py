@@ -26,7 +26,7 @@ from selfloop.pictures import (
 )
 from selfloop.pictures import write_whole as put
 from selfloop.roles import SelfloopError
-from selfloop.types import ImageOp, Media
+from selfloop.types import ImageOp, Media, digest
 
 Frames = list[Media]
 """Frames of a video in order; `meta["seconds"]` is when each is shown, if that is known."""
@@ -127,8 +127,11 @@ class MediaIndex:
         pictures = [self.media(picture) for picture in given]
         if any(len(pages) != 1 for pages in pictures):
             raise SelfloopError("a frame of a video with several pages; expected one picture each")
-        return [_at(pages[0], None if fps is None else k / fps)
-                for k, pages in enumerate(pictures)], len(pictures)
+        of = digest([pages[0].sha256 for pages in pictures])
+        frames = [one.model_copy(update={"meta": {**one.meta, "video": of, "place": k}})
+                  for k, (one,) in enumerate(pictures)]
+        return [_at(frame, None if fps is None else k / fps)
+                for k, frame in enumerate(frames)], len(frames)
 
     def _found(self, given: Any, what: str) -> tuple[bytes | None, Path | None]:
         """The bytes or the path of a video or sound."""

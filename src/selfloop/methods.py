@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import sys
 from collections.abc import Callable, Mapping
@@ -198,13 +199,23 @@ def _suites(config: RunConfig) -> tuple[Suite, ...]:
 
 
 def _typed(name: str, value: Any, valid: dict[str, inspect.Parameter]) -> Any:
-    """The value as the option's type: YAML reads 1e-5 as text, and a word is no number."""
+    """The value as the option's type: YAML reads 1e-5 as text, and a word is no number. Where a
+    part is expected, its name or {use: NAME, option: value} is the part."""
     kind = valid[name].annotation if name in valid else inspect.Parameter.empty
     if kind is inspect.Parameter.empty or isinstance(kind, str):
         return value
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
+        named = {"use": value} if isinstance(value, str) else value
+        wanted = error.errors()[0]["type"] == "callable_type" or not isinstance(value, str)
+        if wanted and isinstance(named, dict) and "use" in named:
+            try:
+                part = built(named)
+            except SelfloopError as wrong:
+                raise SelfloopError(f"options.{name}: {wrong}") from None
+            with contextlib.suppress(ValidationError):
+                return TypeAdapter(kind).validate_python(part)
         what = error.errors()[0]["msg"]
         raise SelfloopError(f"options.{name} = {value!r}: {what}; "
                             f"expected {getattr(kind, '__name__', kind)}") from None

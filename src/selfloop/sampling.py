@@ -10,6 +10,9 @@ from selfloop import keys
 from selfloop.calling import SelfloopError
 from selfloop.types import Context
 
+SENTENCE_ENDS = (".", "!", "?", "\u3002", "\uff01", "\uff1f")
+"""What ends a sentence, in Latin and in Chinese and Japanese writing."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Contrast:

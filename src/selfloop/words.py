@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal, Self
@@ -57,7 +58,8 @@ class Media(Word):
     """Operations re-applied on every read, so corrupted pictures need no storage."""
     meta: dict[str, JsonValue] = Field(default_factory=dict)
     """Where the bytes were found (`uri`, `size`) and which part of them it is (`page`; `frame` and
-    `seconds` of a video). Not part of the identity."""
+    `seconds` of a video). Of a video that was given as pictures, each has its `video` (a name
+    that they share) and its `place`, from 0. Not part of the identity."""
 
     @cached_property
     def identity(self) -> str:
@@ -99,6 +101,10 @@ class Part(Word):
 
     type: Literal["text", "image", "video", "audio"] = "text"
     text: str = ""
+
+
+_TIME = re.compile(r"<\d+\.\d seconds>")
+"""A frame's mark."""
 
 
 def placed(media: Sequence[Media]) -> tuple[Part, ...]:
@@ -166,12 +172,18 @@ class Context(Word):
         return self.model_copy(update={"media": media})
 
     def without_media(self) -> Context:
-        """The same messages with every picture taken out: the no-image probe."""
-        prompt = tuple(
-            m.model_copy(update={"content": tuple(p for p in m.content if p.type == "text")})
-            for m in self.prompt
-        )
-        return Context(prompt=prompt)
+        """The same messages with every picture taken out, and the times of a video's frames with
+        them: the no-image probe."""
+        prompt = []
+        for message in self.prompt:
+            kept: list[Part] = []
+            for part in message.content:
+                if part.type == "text":
+                    kept.append(part)
+                elif kept and _TIME.fullmatch(kept[-1].text):
+                    kept.pop()
+            prompt.append(message.model_copy(update={"content": tuple(kept)}))
+        return Context(prompt=tuple(prompt))
 
 
 class Adjustment(Word):

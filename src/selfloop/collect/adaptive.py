@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from selfloop import keys
-from selfloop.collect.conditioning import noted
+from selfloop.collect.conditioning import at_least_one, noted
 from selfloop.collect.told import longest
 from selfloop.roles import Generate, Sampling, SelfloopError
 from selfloop.types import Group, Rollout, Sample, Verdict
@@ -54,6 +54,7 @@ class AdaptiveTemperature:
     max_new_tokens: int = 64
 
     def __post_init__(self) -> None:
+        at_least_one(self, "n")
         if not self.grid or min(*self.grid, self.start) <= 0 or not 0 <= self.share <= 1:
             raise SelfloopError(f"{self}: temperatures must be > 0 and share in [0, 1]")
 

@@ -9,6 +9,7 @@ from statistics import fmean
 from selfloop.collect.conditioning import noted, wholly_own
 from selfloop.collect.unsayable import if_sayable
 from selfloop.roles import Generate, Sampling, SelfloopError
+from selfloop.sampling import SENTENCE_ENDS as ENDS
 from selfloop.types import Rollout, Sample
 
 
@@ -50,7 +51,7 @@ class SentenceTree:
     depth: int = 8
     """Sentences at most."""
     sentence_tokens: int = 70
-    stop: tuple[str, ...] = (".", "!", "?")
+    stop: tuple[str, ...] = ENDS
     temperature: float = 1.0
     diversity: float = 0.0
     """Nats that a token loses for each earlier child that took it at the same place."""
@@ -69,6 +70,11 @@ class SentenceTree:
     def asks(self) -> frozenset[str]:
         """What it needs of an engine."""
         return frozenset({"forced_prefix", "stop", *(("diversity",) if self.diversity else ())})
+
+    @property
+    def per_problem(self) -> float:
+        """Draws a problem at most, for cost estimates."""
+        return self.width * (1 + (self.depth - 1) * max(self.width - 1, self.top + self.bottom))
 
     async def __call__(self, generate: Generate, sample: Sample) -> list[Rollout]:
         """Every path that ended, best first; those cut by `depth` have finish_reason length."""

@@ -1,4 +1,4 @@
-"""What a rollout is trained under, when that is not what it was drawn under."""
+"""What a rollout is trained under, when that is not what it was drawn under; and its notes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,14 @@ from typing import Any
 
 from selfloop.roles import SelfloopError
 from selfloop.types import Context, Rollout
+
+
+def at_least_one(owner: object, *names: str) -> None:
+    """Raise SelfloopError, when `owner` is built, for a count of which none would be drawn."""
+    for name in names:
+        count = getattr(owner, name)
+        if count < 1:
+            raise SelfloopError(f"{type(owner).__name__}({name}={count}): must be at least 1")
 
 
 def noted(rollout: Rollout, **notes: Any) -> Rollout:

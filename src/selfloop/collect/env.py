@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+from selfloop.collect.conditioning import at_least_one
 from selfloop.roles import Generate, Sampling, SelfloopError
 from selfloop.types import Context, Media, Part, Rollout, Sample, Turn
 
@@ -46,6 +47,14 @@ class EnvSampler:
     temperature: float = 1.0
     max_new_tokens: int = 64
     asks: ClassVar[frozenset[str]] = frozenset({"history"})
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "n", "max_turns")
+
+    @property
+    def per_problem(self) -> float:
+        """Draws a problem at most, for cost estimates."""
+        return self.n * self.max_turns
 
     async def __call__(self, generate: Generate, sample: Sample, key: str, keep: Keep
                        ) -> list[Rollout]:

@@ -9,14 +9,20 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from selfloop import keys
-from selfloop.collect.conditioning import noted, wholly_own
+from selfloop.collect.conditioning import at_least_one, noted, wholly_own
 from selfloop.collect.text_negatives import truncated
 from selfloop.collect.unsayable import if_sayable
-from selfloop.roles import Generate, Sampling
+from selfloop.corruptions import refuse_operation
+from selfloop.roles import Generate, Sampling, SelfloopError
 from selfloop.types import Rollout, Sample
 
 FORCING: frozenset[str] = frozenset({"forced_prefix"})
 """What an engine has to support."""
+
+
+def _refuse_share(owner: object, name: str, share: float) -> None:
+    if not 0 <= share <= 1:
+        raise SelfloopError(f"{type(owner).__name__}({name}={share}): expected a share from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,9 @@ class ForcedPrefix:
     temperature: float = 1.0
     max_new_tokens: int = 64
     asks: ClassVar[frozenset[str]] = FORCING
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "n")
 
     async def __call__(self, generate: Generate, sample: Sample) -> list[Rollout]:
         """One call of n draws."""
@@ -52,6 +61,17 @@ class Resumed:
     temperature: float = 1.0
     max_new_tokens: int = 64
     asks: ClassVar[frozenset[str]] = FORCING
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "n")
+        if self.op:
+            refuse_operation(self, self.op, self.severity)
+        _refuse_share(self, "kept", self.kept)
+
+    @property
+    def per_problem(self) -> float:
+        """Draws a problem, for cost estimates."""
+        return 2 * self.n
 
     async def __call__(self, generate: Generate, sample: Sample, key: str) -> list[Rollout]:
         """The n first answers, then what became of each: `sampling["resumed"]` = the first's id."""
@@ -81,6 +101,10 @@ class FromGold:
     temperature: float = 1.0
     max_new_tokens: int = 64
     asks: ClassVar[frozenset[str]] = FORCING
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "n")
+        _refuse_share(self, "kept", self.kept)
 
     async def __call__(self, generate: Generate, sample: Sample, rationale: str | None
                        ) -> list[Rollout]:
@@ -120,6 +144,12 @@ class Rethink:
     max_new_tokens: int = 64
     whole: bool = False
     asks: ClassVar[frozenset[str]] = FORCING
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "n")
+        _refuse_share(self, "share", self.share)
+        if not self.triggers:
+            raise SelfloopError("Rethink(triggers=()): give one trigger at least")
 
     @property
     def per_problem(self) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from selfloop.collect.conditioning import at_least_one
 from selfloop.collect.told import longest
 from selfloop.corruptions import refuse_operation
 from selfloop.roles import Generate, Sampling, SelfloopError
@@ -30,6 +31,7 @@ class Independent:
     severity: float = 0.5
 
     def __post_init__(self) -> None:
+        at_least_one(self, "n")
         refuse_operation(self, self.op, self.severity)
         if not 0 <= self.views <= 1:
             raise SelfloopError(f"Independent(views={self.views}): expected a share from 0 to 1")

@@ -169,6 +169,8 @@ def _before_a_thing(text: str, at: int, lexicon: Lexicon) -> bool:
 
 
 _FIGURES = re.compile(r"(?<![\w.,-])\d{1,9}(?![\w-]|[.,]\d)")
+_ITEM = re.compile(r"^[ \t>*#-]*(\d{1,3})[.):](?=[ \t*]+\S)|(?<![\w(])(\d{1,3})\)(?=\s)", re.M)
+_STEP = re.compile(r"\bstep[ \t]+(\d{1,3})\b", re.I)
 _DOZEN = re.compile(r"(?<![\w-])(?:a dozen|a couple of|a pair of)(?=\s+(?!of\b)[\w-])", re.I)
 _ONE = re.compile(r"(?<![\w-])one\s+", re.I)
 _VERB = {"is": "are", "was": "were", "has": "have"}
@@ -177,8 +179,10 @@ _VERB = {"is": "are", "was": "were", "has": "have"}
 def _numbers(text: str, lexicon: Lexicon = ENGLISH, vocabulary: AbstractSet[str] = frozenset()
              ) -> list[Mention]:
     """Number words from two, "a dozen" and "a couple of", "one" before a thing, and whole numbers
-    in figures: no decimals, no "1,234", no "2nd"."""
-    figures = {int(m[0]) for m in _FIGURES.finditer(text)}
+    in figures: no decimals, no "1,234", no "2nd", and no number of a list's item."""
+    counting = _counting(text)
+    shown = [m for m in _FIGURES.finditer(text) if m.start() not in counting]
+    figures = {int(m[0]) for m in shown}
     words = _found(text, lexicon.numbers)
     named = {m[0].lower() for m in words}
     free = tuple(n for n in lexicon.numbers if n not in named)
@@ -187,13 +191,22 @@ def _numbers(text: str, lexicon: Lexicon = ENGLISH, vocabulary: AbstractSet[str]
     found += [Mention(m.start(), m.end(), tuple(n for n in free if n not in ("two", "twelve")))
               for m in _DOZEN.finditer(text) if not _paired(text, m)]
     found += [one for m in _ONE.finditer(text) if (one := _one_thing(text, m, free, lexicon))]
-    for m in _FIGURES.finditer(text):
+    for m in shown:
         value = int(m[0])
         near = (value + step for step in (-3, -2, -1, 1, 2, 3))
         found.append(Mention(m.start(), m.end(), tuple(
             str(n) for n in near if n >= 0 and n not in figures)))
     return sorted(m._replace(choices=tuple(c for c in m.choices if _sayable(c, vocabulary)))
                   for m in found)
+
+
+def _counting(text: str) -> set[int]:
+    """Where numbers stand that count the items of a list or the steps of a chain, and tell nothing
+    of the picture. Items begin at 1 and leave none out: "7. That is the sum." is an answer."""
+    items = [(int(m[1] or m[2]), m.start(1 if m[1] else 2)) for m in _ITEM.finditer(text)]
+    values = {value for value, _ in items}
+    return {at for value, at in items if value == 1 or value - 1 in values} | {
+        m.start(1) for m in _STEP.finditer(text)}
 
 
 def _paired(text: str, match: re.Match[str]) -> bool:

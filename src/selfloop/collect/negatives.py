@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from selfloop import keys
-from selfloop.collect.conditioning import noted, put_under, wholly_own
+from selfloop.collect.conditioning import at_least_one, noted, put_under, wholly_own
 from selfloop.collect.lexicon import ENGLISH, Lexicon
 from selfloop.collect.mentions import SWAPS
 from selfloop.collect.swapped_pictures import Pool, any_other, near_other, reordered
@@ -118,7 +118,14 @@ class Negatives:
         """What it needs of an engine: texts that a rule rewrote are put in by force."""
         return frozenset({"forced_prefix"} if set(REWRITTEN) & set(self.causes) else ())
 
+    @property
+    def per_problem(self) -> float:
+        """Draws a problem at most, for cost estimates."""
+        bad = min(1, len(self.causes)) if self.pick_one else len(self.causes)
+        return self.n * (1 + bad) + max(2, self.n) * self.blind
+
     def __post_init__(self) -> None:
+        at_least_one(self, "n")
         checked(self.severity)
         unknown = [c for c in self.causes if c not in NEGATIVES]
         if unknown:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from selfloop.collect.conditioning import noted
+from selfloop.collect.conditioning import at_least_one, noted
 from selfloop.collect.drawing import OFFERED
 from selfloop.collect.tags import Parsed, one_of, tagged
 from selfloop.doors import asking, filled, is_async
@@ -34,11 +34,14 @@ ANSWERABLE = ("Can this question be answered from the picture alone? Question: {
 EXAMPLE = "Here is a question about it; ask a different one: {question}"
 HARDER = "Lately the answers all agreed: ask what is harder to see."
 EASIER = "Lately the answers hardly agreed: ask what is easier to see."
+ASKS = "?\uff1f\u061f"
+"""Question marks: of most scripts, of Chinese and Japanese, of Arabic."""
 VISIBLE = "Lately many questions could not be answered: ask only about what the picture shows."
 
 
 def parse_question(text: str, longest: int = 300) -> Parsed:
-    """The one question in a proposal: between the tags, ending in "?", neither cut nor several."""
+    """The one question in a proposal: between the tags, ending in a question mark of any script
+    (`ASKS`), neither cut nor several."""
     found = tagged(text, "question")
     return found if found.value is None else parse_plain(found.value, longest)
 
@@ -48,7 +51,7 @@ def parse_plain(text: str, longest: int = 300) -> Parsed:
     question = " ".join(text.split())
     if len(question) > longest:
         return Parsed(None, f"the question has {len(question)} characters, over {longest}")
-    if not question.endswith("?") or question.count("?") != 1:
+    if not question.endswith(tuple(ASKS)) or sum(question.count(mark) for mark in ASKS) != 1:
         return Parsed(None, "not one sentence that ends in a question mark")
     if "<" in question or len(question) < 4:
         return Parsed(None, "not a question in plain words")
@@ -74,7 +77,8 @@ class Propose:
     answerable when more than half of `checks` draws say yes to that (SENA rewrites where VisPlay
     and EvoLMM do without, arXiv 2412.15650, 2511.15661); checks that say neither yes nor no are
     left out, and without any verdict it is unknown and not asked. With `checks=0` nobody is asked
-    and every readable question counts. Equal questions are asked once.
+    and every readable question counts. Equal questions are asked once. Samples without a picture,
+    a video or a sound get nothing.
 
     Proposals carry `sampling["proposed"]` (the question or None), `["answerable"]` (True, False
     or None) and `["why"]` (empty when the question counts); answers carry
@@ -96,9 +100,19 @@ class Propose:
     question_tokens: int = 96
     max_new_tokens: int = 64
 
+    def __post_init__(self) -> None:
+        at_least_one(self, "n")
+
+    @property
+    def per_problem(self) -> float:
+        """Draws a problem at most, for cost estimates."""
+        return self.n * (1 + self.checks + self.answers)
+
     async def __call__(self, generate: Generate, sample: Sample, guidance: Mapping[str, Any]
                        ) -> list[Rollout]:
         """The proposals, each followed by the answers to it."""
+        if not sample.media:
+            return []
         told = self.told(sample, guidance.get("learnt", {}))
         asked = await generate(asking(sample, told), n=self.n, role=self.role,
                                label="propose", sampling=self._sampling(self.question_tokens))
@@ -175,9 +189,36 @@ class AskOrAnswer:
         return frozenset(getattr(self.ask, "asks", ())) | frozenset(getattr(self.answer, "asks",
                                                                             ()))
 
+    @property
+    def per_problem(self) -> float:
+        """Draws a sample of the data at most: what is asked about it, and what is answered of that
+        in the next step; for cost estimates."""
+        asked = float(getattr(self.ask, "n", 1))
+        return _draws(self.ask) + asked * _draws(self.answer)
+
     async def __call__(self, generate: Generate, sample: Sample, **offered: Any) -> list[Rollout]:
         """What the one that is in charge draws. Gold values reach it only if it names them."""
         chosen = self.ask if sample.parent is None else self.answer
         drawn: list[Rollout] = await call_by_name(chosen, generate=generate, sample=sample,
                                                   **offered)
         return drawn
+
+
+def _draws(sampler: Sampler) -> float:
+    return float(getattr(sampler, "per_problem", getattr(sampler, "n", 1)))
+
+
+def answering_or_asking(questions: str, ask: Propose, answer: Sampler) -> Sampler:
+    """The sampler of a recipe with the option `questions`: `answer` for the data's "own", with
+    `ask` beside it for "direct" and "in-context" ones. Raises SelfloopError for another, and where
+    a proposer is described that nobody would ask.
+    """
+    if questions not in ("own", "direct", "in-context"):
+        raise SelfloopError(f"questions={questions!r}: expected own, direct or in-context")
+    if questions != "own":
+        return AskOrAnswer(ask, answer)
+    if ask != Propose(1, 0, 0):
+        raise SelfloopError("questions='own' answers the data's questions and proposes none: leave "
+                            "out asked, checks, instruction and tags, or set questions to direct "
+                            "or in-context")
+    return answer

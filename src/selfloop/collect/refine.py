@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 
 from selfloop import keys
-from selfloop.collect.conditioning import noted, put_under
+from selfloop.collect.conditioning import at_least_one, noted, put_under
 from selfloop.collect.guided import ending
 from selfloop.collect.tags import one_number
 from selfloop.doors import filled
@@ -36,6 +36,14 @@ class CritiqueRevise:
     """The role whose model criticises."""
     temperature: float = 1.0
     max_new_tokens: int = 128
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "n")
+
+    @property
+    def per_problem(self) -> float:
+        """Draws a problem, for cost estimates."""
+        return self.n * (1 + 2 * self.rounds)
 
     async def __call__(self, generate: Generate, sample: Sample) -> list[Rollout]:
         """The answers, each followed by its later stages."""
@@ -87,6 +95,14 @@ class SelectAmong:
     temperature: float = 1.0
     max_new_tokens: int = 128
 
+    def __post_init__(self) -> None:
+        at_least_one(self, "n", "votes")
+
+    @property
+    def per_problem(self) -> float:
+        """Draws a problem, for cost estimates."""
+        return self.n + self.votes
+
     async def __call__(self, generate: Generate, sample: Sample, key: str) -> list[Rollout]:
         """The answers, then the choices."""
         sampling = Sampling(temperature=self.temperature, max_new_tokens=self.max_new_tokens)
@@ -123,6 +139,14 @@ class RefinedContext:
     keep: bool = False
     temperature: float = 1.0
     max_new_tokens: int = 128
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "n")
+
+    @property
+    def per_problem(self) -> float:
+        """Draws a problem, for cost estimates."""
+        return self.n + self.rounds
 
     async def __call__(self, generate: Generate, sample: Sample) -> list[Rollout]:
         """The descriptions if they are kept, then the answers."""

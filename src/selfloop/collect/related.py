@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
+from selfloop.collect.conditioning import at_least_one
 from selfloop.doors import asking
 from selfloop.roles import Generate, Sampling
 from selfloop.types import Context, Rollout, Sample
@@ -26,6 +27,9 @@ class RelatedQuestions:
     temperature: float = 1.0
     max_new_tokens: int = 64
     severity: float = 0.5
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "n", "questions")
 
     async def __call__(self, generate: Generate, sample: Sample, key: str) -> list[Rollout]:
         """All (question, view) draws of one picture, in one group."""

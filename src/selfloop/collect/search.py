@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from selfloop import keys
 from selfloop.collect.beams import stopped
 from selfloop.collect.conditioning import noted, wholly_own
-from selfloop.collect.hinted import judged
+from selfloop.collect.hinted import judged, refuse_check
 from selfloop.collect.unsayable import if_sayable
 from selfloop.roles import Generate, Sampling, SelfloopError, Verifier
 from selfloop.types import Rollout, Sample, Verdict
@@ -78,8 +78,9 @@ class TreeSearch:
     credit its score upwards, stop at the first right answer. Every finished answer is given back
     with `sampling["iterations"]` (in all) and `["solved"]`: the iterations are the difficulty
     that ThinkLite selects problems by. An answer that `check` cannot judge is credited as the mean
-    so far, and a step whose text cannot be forced is taken out of the tree. `check` is a verifier
-    of single answers; if it reads labels, so does the sampler.
+    so far (where the check failed, `["check_error"]` says why), and a step whose text cannot be
+    forced is taken out of the tree. `check` is a verifier of single answers; if it reads labels, so
+    does the sampler.
     """
 
     check: Verifier
@@ -96,6 +97,12 @@ class TreeSearch:
     def __post_init__(self) -> None:
         if min(self.budget, self.children, self.depth) < 1 or self.c < 0:
             raise SelfloopError(f"{self}: budget, children and depth must be >= 1 and c >= 0")
+        refuse_check(self, self.check)
+
+    @property
+    def per_problem(self) -> float:
+        """Draws a problem at most, for cost estimates."""
+        return self.budget * (self.children + 1)
 
     async def __call__(self, generate: Generate, sample: Sample, key: str, **gold: Any
                        ) -> list[Rollout]:
@@ -118,7 +125,8 @@ class TreeSearch:
                 verdict = await judged(self.check, answer, sample, key=f"{key}/{at}",
                                        generate=generate, **gold)
                 leaf.verdict = verdict if leaf.answer else None  # other leaves end anew each time
-                found.append(noted(answer, check=verdict.score))
+                failed = {"check_error": verdict.rationale} if verdict.error else {}
+                found.append(noted(answer, check=verdict.score, **failed))
                 solved = verdict.right
             else:
                 verdict = leaf.verdict

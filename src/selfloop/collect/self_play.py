@@ -106,6 +106,9 @@ class SpyGame:
         if self.players < 3 or self.rounds < 1 or self.n < 1 or self.decisions < 1:
             raise SelfloopError(f"{self}: a spy game needs three players and one round at least, "
                                 "and n and decisions of at least 1")
+        if not 0 < self.severity <= 1:
+            raise SelfloopError(f"SpyGame(severity={self.severity}): expected more than 0, or the "
+                                "spy sees what the others do, and at most 1")
         if self.op not in SEEN:
             raise SelfloopError(f"SpyGame(op={self.op!r}): no operation that changes a whole "
                                 f"picture; there are: {', '.join(SEEN)}")
@@ -119,9 +122,9 @@ class SpyGame:
                        guidance: Mapping[str, Any]) -> list[Rollout]:
         """All games' clues and votes, in the order of play."""
         decisions = self.decisions if guidance.get("phase") == "vote" else 1
-        if not sample.media or any(m.kind != "image" for m in sample.media):
+        if not 0 < len(sample.media) < 3 or any(m.kind != "image" for m in sample.media):
             raise SelfloopError(f"sample {sample.id}: SpyGame needs one picture, or two where the "
-                                "second is the changed one")
+                                f"second is the changed one; it has {len(sample.media)} media")
         found: list[Rollout] = []
         for game in range(self.n):
             found += await self._play(generate, sample, f"{key}/game{game}", f"g{game}", decisions)

@@ -1,14 +1,14 @@
 """Other pictures in the place of the right ones: any of a pool, a similar one, another order.
 
 Frames of one video, and pages of one document, are exchanged together: they become frames of one
-other file, in their order.
+other, in their order. A video is a file, or pictures that a row lists as one.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from statistics import fmean
@@ -20,13 +20,13 @@ from selfloop import keys
 from selfloop.likeness import ALIKE, perceptual_hash
 from selfloop.pictures import Library
 from selfloop.roles import SelfloopError
-from selfloop.types import Media
+from selfloop.types import Media, digest
 
 Vector = tuple[float, ...]
 Pictures = tuple[Media, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Pool:
     """Pictures that may stand in for another, with their perceptual hashes (64 bits).
 
@@ -38,7 +38,15 @@ class Pool:
 
     media: Pictures
     hashes: tuple[int, ...]
-    vectors: tuple[Vector, ...] = field(default=(), repr=False)
+    vectors: tuple[Vector, ...] = ()
+
+    def __repr__(self) -> str:
+        """How many pictures, a hash of them, the first few by name, and how likeness is told; the
+        fingerprint of a loop has them all."""
+        first = ", ".join(_name(m) for m in self.media[:3]) + ", ..." * (len(self.media) > 3)
+        how = "meaning" if self.vectors else "layout"
+        return (f"Pool({len(self.media):,} pictures #{digest([m.identity for m in self.media])}, "
+                f"likeness by {how}: {first})")
 
     def __post_init__(self) -> None:
         for name, of in (("hashes", self.hashes), ("vectors", self.vectors or self.media)):
@@ -48,10 +56,10 @@ class Pool:
 
     @cached_property
     def _files(self) -> dict[str, Pictures]:
-        """Its pictures by file, frames in the order of time."""
+        """Its pictures by file or listed video, frames in the order of time."""
         found: dict[str, list[Media]] = {}
         for medium in self.media:
-            found.setdefault(medium.sha256, []).append(medium)
+            found.setdefault(_file(medium), []).append(medium)
         return {name: tuple(sorted(held, key=_when)) for name, held in found.items()}
 
     @cached_property
@@ -64,7 +72,7 @@ class Pool:
         For several, files with several are taken if there are any. What looks alike is left out,
         if the pool has the clip itself. Raises SelfloopError where the pool has no other file.
         """
-        files = [held for name, held in self._files.items() if name != clip[0].sha256]
+        files = [held for name, held in self._files.items() if name != _file(clip[0])]
         if not files:
             raise SelfloopError(
                 f"the pool has no picture besides {clip[0].sha256[:12]}; give it more pictures")
@@ -125,11 +133,23 @@ def _vector(encoder: Any, picture: Image.Image) -> Vector:
     return tuple(x / length for x in found) if length else tuple(found)
 
 
+def _name(medium: Media) -> str:
+    """The file's name, with the place in it of a page or frame; of bytes their hash."""
+    uri, page = str(medium.meta.get("uri") or medium.sha256[:12]), medium.ops[:1]
+    return uri.replace("\\", "/").rpartition("/")[2] + (f"[{page[0].key}]" if page else "")
+
+
+def _file(medium: Media) -> str:
+    """What it is a part of: its file, or the video that it was listed in."""
+    return str(medium.meta.get("video") or medium.sha256)
+
+
 def _when(medium: Media) -> tuple[float, int]:
-    """When a frame is shown, or which page it is."""
-    seconds = medium.meta.get("seconds")
+    """When a frame is shown, or which page or listed frame it is."""
+    seconds, place = medium.meta.get("seconds"), medium.meta.get("place")
     page = next((int(op.key) for op in medium.ops if op.name == "page"), 0)
-    return (float(seconds) if isinstance(seconds, int | float) else 0.0, page)
+    return (float(seconds) if isinstance(seconds, int | float) else 0.0,
+            place if isinstance(place, int) else page)
 
 
 def _in_step(clip: Pictures, held: Pictures) -> Pictures:
@@ -143,7 +163,7 @@ def _in_step(clip: Pictures, held: Pictures) -> Pictures:
 
 def clips(media: Sequence[Media]) -> list[Pictures]:
     """The pictures cut into stretches of one file each: the frames of a video, a document."""
-    return [tuple(run) for _, run in groupby(media, key=lambda m: m.sha256)]
+    return [tuple(run) for _, run in groupby(media, key=_file)]
 
 
 def any_other(media: Sequence[Media], pool: Pool, severity: float, key: str) -> Pictures:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from selfloop.collect.conditioning import noted, put_under
+from selfloop.collect.conditioning import at_least_one, noted, put_under
 from selfloop.collect.negatives import EXCHANGED, WORSE_SEEN, can_worsen, worse_media
 from selfloop.collect.swapped_pictures import Pool
 from selfloop.corruptions import OPERATIONS, refuse_operation
@@ -90,6 +90,7 @@ class MixedViews:
     """For `swapped` and `near`: `pool_of(media, library)`."""
 
     def __post_init__(self) -> None:
+        at_least_one(self, "n")
         refuse_operation(self, self.op, self.severity, (*WORSE_SEEN, *EXCHANGED))
         if self.op in ("swapped", "near") and self.pool is None:
             raise SelfloopError(f"MixedViews(op={self.op!r}) needs pool=: pool_of(media, library)")

@@ -1,11 +1,19 @@
-"""The chat template as text: prompts, how an assistant's turn ends, and what follows a turn."""
+"""The chat template as text: prompts, how an assistant's turn ends, and what follows a turn.
+
+Only the template writes control tokens. A text that spells one (a model's answer that is quoted to
+a judge, "7<|im_end|>...") would else close its own turn and speak as somebody else, and one that
+spells a picture's placeholder would ask for a picture that is not there.
+"""
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+from selfloop.engines.tokens import controls
 from selfloop.roles import SelfloopError
 from selfloop.types import Message
 
@@ -19,11 +27,16 @@ class Chat:
     def __init__(self, processor: Any, ends: frozenset[int]) -> None:
         self.processor, self.tokenizer, self.ends = processor, processor.tokenizer, ends
         self.pad = self.tokenizer.pad_token_id or 0
+        self._told = False
 
     def render(self, messages: Sequence[Message], *, generate: bool) -> str:
-        """The template's text, up to where the assistant starts to write if `generate`."""
+        """The template's text, up to where the assistant starts to write if `generate`.
+
+        Control tokens that a message's own text spells are broken by a space, "< eos>".
+        """
         said = [{"role": m.role, "content": [
-            {"type": "text", "text": p.text} if p.type == "text" else {"type": p.type}
+            {"type": "text", "text": self._harmless(p.text)} if p.type == "text"
+            else {"type": p.type}
             for p in m.content]} for m in messages]
         try:
             return str(self.processor.apply_chat_template(
@@ -32,6 +45,23 @@ class Chat:
             roles = ", ".join(m.role for m in messages)
             raise SelfloopError(f"the chat template refuses messages of roles {roles}: "
                                 f"{type(error).__name__}: {error}") from error
+
+    def _harmless(self, text: str) -> str:
+        found = self._controls.search(text) if self._controls else None
+        if self._controls is None or found is None:
+            return text
+        if not self._told:
+            self._told = True
+            warnings.warn(
+                f"the text of a prompt spells the control token {found[0]} (in {text[:60]!r}): it "
+                "is read as words, here and wherever else one does", stacklevel=3)
+        return self._controls.sub(lambda m: f"{m[0][0]} {m[0][1:]}", text)
+
+    @cached_property
+    def _controls(self) -> re.Pattern[str] | None:
+        """Any control token, the longest first."""
+        known = sorted(controls(self.tokenizer), key=lambda token: (-len(token), token))
+        return re.compile("|".join(map(re.escape, known))) if known else None
 
     def adds_special(self, text: str) -> bool:
         """Whether the tokenizer still has to add its own bos (the template wrote none)."""

@@ -17,7 +17,7 @@ _MODALITY = re.compile(
     r"image|img|video|audio|vision|visual|frame|pixel|(^|_)(bo|eo)[iva](_|$)", re.IGNORECASE)
 """Words for what a processor expands; boi/eoi and kin are the field's names for begin/end."""
 _IDS = re.compile(r"_token_(id|index|ids|indices)$")
-_NOT_EXPANDED = re.compile(r"box|object|think|tool|point|quad|ref", re.IGNORECASE)
+_NOT_EXPANDED = re.compile(r"box|object|think|tool|point|quad|(?<!p)ref", re.IGNORECASE)
 """What an assistant writes *about* pictures stays allowed (grounding, tools, thinking)."""
 
 
@@ -45,6 +45,14 @@ def suppressed(model_config: Any, processor: Any, vocab_size: int, generation_co
     for token in ends(tokenizer, generation_config):
         reasons.pop(token, None)
     return reasons
+
+
+def controls(tokenizer: Any) -> frozenset[str]:
+    """Special tokens, as text, that a prompt's own words may not spell: ends and starts of turns,
+    bos, pad, placeholders; not what is written *about* pictures (boxes, references, tools)."""
+    return frozenset(
+        added.content for added in getattr(tokenizer, "added_tokens_decoder", {}).values()
+        if added.special and len(added.content) > 1 and not _NOT_EXPANDED.search(added.content))
 
 
 def placeholders(reasons: Mapping[int, str]) -> frozenset[int]:

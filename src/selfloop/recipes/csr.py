@@ -5,9 +5,9 @@ CSR: Zhou et al., arXiv 2405.14622; constants of its released code.
 each scored by the model's likelihood (1 - `weight`) and a dual encoder's view of that sentence and
 the picture; best path preferred to worst; DPO against the weights that drew them; three rounds; no
 label. **Differs**: scores are mixed as in the paper (`ranks=True`: ranks, as in the code); broken
-text is dropped as whole paths, by SENA's limits besides CSR's; "!" and "?" end a sentence too.
+text is dropped as whole paths, by SENA's limits besides CSR's; "!", "?" and their like end one too.
 """
-from selfloop.collect.beams import SentenceTree
+from selfloop.collect.beams import ENDS, SentenceTree
 from selfloop.loop import Evaluation, Learn, Loop
 from selfloop.optimize.losses.preference import DPO
 from selfloop.organize.chain import Chain
@@ -21,7 +21,7 @@ CLIP, BROKEN = "openai/clip-vit-large-patch14-336", Degenerate()
 
 
 def csr(metric: Verifier, *, encoder: str = CLIP, weight: float = 0.9, ranks: bool = False,
-        width: int = 5, depth: int = 15, stop: tuple[str, ...] = (".", "!", "?"),
+        width: int = 5, depth: int = 15, stop: tuple[str, ...] = ENDS,
         temperature: float = 0.0, diversity: float = 3.0, shortest: int = 4,
         sentence_tokens: int = 70, images: str = "", lr: float = 1e-7, samples: int | None = None,
         iterations: int = 3, updates: int | None = None, epochs: int = 1, batch: int = 8,

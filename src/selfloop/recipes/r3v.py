@@ -30,7 +30,7 @@ def r3v(verifier: Verifier, metric: Verifier | None = None, *, n: int = 3, hard:
                       *gold))
     return Loop(
         name="r3v", verifier=verifier, sampler=Steered(
-            n=n, most=hard, least=n, gain=gain, temperature=temperature,
+            n=n, most=max(n, hard), least=n, gain=gain, temperature=temperature,
             hottest=1.5 * temperature, max_new_tokens=max_new_tokens),
         learn={"solver": Learn(
             organizer=Chain(steps=(Learnt(), Pool(limit=pool)), maker=maker), loss=SFT(),

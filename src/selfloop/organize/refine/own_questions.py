@@ -58,19 +58,28 @@ def proposed_samples(groups: Sequence[Group]) -> list[Sample]:
 
     `meta` has `votes`, how many answers the question was given, and if any said something,
     `pseudo_label` and `vote_share`. Clusters are those of the pictures' own samples, so that
-    questions about one picture are resampled together.
+    questions about one picture are resampled together. What was asked several times of the same
+    pictures (data often have several samples of one) is one sample, and all its answers vote:
+    samples of one id would be drawn with equal keys, and their equal answers counted twice.
     """
-    return [_sample(group, rollout, question) for group in groups for rollout in group.rollouts
-            if isinstance(question := rollout.sampling.get("proposed"), str)
-            and not rollout.sampling.get("why")]
+    asked: dict[tuple[str, ...], list[tuple[Group, Rollout, str]]] = {}
+    for group in groups:
+        pictures = tuple(m.identity for m in group.sample.media)
+        for rollout in group.rollouts:
+            question = rollout.sampling.get("proposed")
+            if isinstance(question, str) and not rollout.sampling.get("why"):
+                asked.setdefault((question.lower(), *pictures), []).append(
+                    (group, rollout, question))
+    return [_sample(same) for same in asked.values()]
 
 
-def _sample(group: Group, proposal: Rollout, question: str) -> Sample:
-    votes = [normal_answer(r.text) for r in group.rollouts
+def _sample(same: Sequence[tuple[Group, Rollout, str]]) -> Sample:
+    votes = [normal_answer(r.text) for group, proposal, _ in same for r in group.rollouts
              if r.sampling.get("proposal") == proposal.id]
     label, share = majority(votes)
     voted: dict[str, JsonValue] = {} if label is None else {"pseudo_label": label,
                                                             "vote_share": share}
+    group, proposal, question = same[0]
     context = asking(group.sample, question)
     return Sample(prompt=context.prompt, media=context.media, parent=proposal.id, meta={
         "task": "proposed", "cluster": group.sample.cluster, "votes": len(votes), **voted})

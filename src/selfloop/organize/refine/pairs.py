@@ -154,8 +154,11 @@ class Constructed:
     """Answers drawn as they should be are chosen, those led astray rejected.
 
     Astray is what saw a changed picture, or what `Negatives` marked. The construction says which
-    is better, not the scores: SeVa, STIC, judge-free (V33). Add `SwapOrDrop` to check it. The i-th
-    of one kind meets the i-th of the other; where more are astray, the good ones come round again.
+    is better, not the scores: SeVa, STIC, judge-free (V33). Add `SwapOrDrop` to check it. What was
+    made of a good answer (`sampling["of"]`: a swap, a cut, one gone on with while the picture was
+    hidden) meets that answer and no other, so that the two differ in nothing else; where that one
+    was itself cut off there is no pair. Of the rest, the i-th of one kind meets the i-th of the
+    other; where more are astray, the good ones come round again.
     """
 
     def __call__(self, group: Group, key: str) -> list[Candidate]:
@@ -165,8 +168,12 @@ class Constructed:
                 if r.finish_reason == "stop"]
         plain = [one for one in done if not astray(one[0])]
         worse = [one for one in done if astray(one[0])]
-        return [Candidate(group, a, b, *_known(s, t), why=_cause(b))
-                for (a, s), (b, t) in zip(cycle(plain), worse, strict=False)]
+        own = {r.id: (r, score) for r, score in plain}
+        turns = cycle(plain)
+        met = [(own.get(str(of)) if (of := b.sampling.get("of")) else next(turns, None), (b, t))
+               for b, t in worse]
+        return [Candidate(group, good[0], b, *_known(good[1], t), why=_cause(b))
+                for good, (b, t) in met if good is not None]
 
 
 def astray(rollout: Rollout) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from selfloop.organize.verify.similarity import DualEncoder, Encoder, open_one
 from selfloop.roles import SelfloopError
+from selfloop.sampling import SENTENCE_ENDS
 from selfloop.types import Group, Rollout, Verdict
 
 
@@ -35,7 +36,7 @@ class Calibrated:
     encoder: Encoder = DualEncoder()
     weight: float = 0.9
     ranks: bool = False
-    stop: tuple[str, ...] = (".", "!", "?")
+    stop: tuple[str, ...] = SENTENCE_ENDS
     """What ends a sentence: the tree's own."""
     images: str = ""
 

@@ -24,6 +24,16 @@ class PseudoLabel:
     form: Verifier | None = None
     weight: float = 0.1
 
+    def __post_init__(self) -> None:
+        if self.form is None:
+            return
+        lacking = [n for n, p in parameters(self.form).items()
+                   if n != "rollout" and p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+        if lacking or is_async(self.form):
+            why = f"asks for {lacking[0]!r}" if lacking else "is asynchronous"
+            raise SelfloopError(f"PseudoLabel(form={name_of(self.form)}): it {why}; the form of an "
+                                "answer is told from the rollout alone, as Tags and Pattern do")
+
     def __call__(self, rollout: Rollout, sample: Sample) -> Verdict:
         """The reward of one answer."""
         label, said = sample.meta.get("pseudo_label"), normal_answer(rollout.text)
