@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from statistics import fmean
+from functools import cache
+from itertools import accumulate
+from operator import itemgetter
 
 from selfloop.organize.refine.degenerate import Degenerate, scripts_about
 from selfloop.organize.refine.pairs import Candidate
@@ -52,12 +55,11 @@ class Fluent:
 
     def __call__(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """The pairs whose two texts are both whole."""
-        return [c for c in candidates if not self._broken(c)]
-
-    def _broken(self, candidate: Candidate) -> bool:
-        about = scripts_about(candidate.group)
-        return any(self.test.reason(side.text, about) is not None
-                   for side in (candidate.chosen, candidate.rejected))
+        once = {id(c.group): c.group for c in candidates}
+        about = {own: scripts_about(group) for own, group in once.items()}
+        broken = cache(self.test.reason)  # an answer may stand in several pairs
+        return [c for c in candidates if not any(
+            broken(side.text, about[id(c.group)]) for side in (c.chosen, c.rejected))]
 
 
 @dataclass(frozen=True)
@@ -79,24 +81,18 @@ class LengthBalance:
 
     def __call__(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """The pairs that the best tau keeps."""
-        pairs = [c for c in candidates if c.chosen.text != c.rejected.text and c.rejected.tokens]
-        best: tuple[float, list[Candidate]] = (float("inf"), [])
+        pairs = [(c, c.chosen.tokens, c.rejected.tokens) for c in candidates
+                 if c.chosen.text != c.rejected.text and c.rejected.tokens]
+        ranked = sorted((1 - own / other, own, other) for _, own, other in pairs)
+        chosen, rejected = ([0, *accumulate(side)] for side in (
+            [own for _, own, _ in ranked], [other for *_, other in ranked]))
+        best, tau = float("inf"), float("-inf")
         for i in range(round(0.98 / self.step) + 1):
-            kept = [c for c in pairs if _shorter(c) <= i * self.step + 1e-9]
-            if kept and (off := _imbalance(kept)) <= best[0]:
-                best = off, kept
-        return best[1]
-
-
-def _shorter(candidate: Candidate) -> float:
-    """By what share of the rejected the chosen is shorter; negative when it is longer."""
-    return 1 - candidate.chosen.tokens / candidate.rejected.tokens
-
-
-def _imbalance(pairs: Sequence[Candidate]) -> float:
-    chosen, rejected = (fmean(getattr(c, side).tokens for c in pairs)
-                        for side in ("chosen", "rejected"))
-    return abs(chosen - rejected) / rejected
+            most = i * self.step + 1e-9
+            n = bisect_right(ranked, most, key=itemgetter(0))  # pairs that this tau keeps
+            if n and (off := abs(chosen[n] / n - rejected[n] / n) / (rejected[n] / n)) <= best:
+                best, tau = off, most
+        return [c for c, own, other in pairs if 1 - own / other <= tau]
 
 
 @dataclass(frozen=True)
