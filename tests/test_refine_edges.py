@@ -130,6 +130,12 @@ PLAIN = " ".join(f"the w{i} x{i} y{i} z{i} u{i} v{i} s{i} t{i} r{i}" for i in ra
     "[[12, 34], [56, 78]]", "1000000000000", "------------", "Chapter 1 .................. 5",
     "0 0 0 0 0 0", "| a | b |\n|---|---|\n| x | x |\n| x | x |", "```\nx x x x x x x\n```",
     "It\u2019s \u201cfine\u201d \u2026 \u2013 ok", PLAIN, "ha ha ha ha ha", "a\u00adb",
+    "$$(x+1)^2 + (y-2)^2 = 9$$", "y = -(x-1)^2 + 3*(x+2)", "A(1, 2), B(-3, 4), C(5, -6)",
+    "\\(\\{(x, y) : x^2 + y^2 \\le 1\\}\\)", "P(A|B) = P(B|A)P(A)/P(B)", "(x-1)(x+1)(x-2)(x+2) = 0",
+    "-1 < x <= 3; x != 0; |x-1| > 2", "$$\\lim_{x \\to 0} \\frac{\\sin(x)}{x} = 1$$",
+    "\u2200\u03b5>0 \u2203\u03b4>0: |x-a|<\u03b4 \u21d2 |f(x)-L|<\u03b5",
+    " ".join(f"Angle {i} and its neighbour {i + 7} make {2 * i + 7} degrees." + (
+        " Let me check that again." if i % 12 == 0 else "") for i in range(84)),
 ])
 def test_good_text_is_not_broken(words):
     assert Degenerate().reason(words) is None
@@ -146,6 +152,8 @@ def test_good_text_is_not_broken(words):
     ("!" * 12, "a character repeats"), ("0 1 " * 200, None), ("no 0 " * 6, "a phrase repeats"),
     (PROSE, "a word occurs too often"), ("1!@#$%^&*()_+{}[]<>?:", "mostly symbols"),
     ("| a | b |\n\n" + "no " * 6, "a phrase repeats"), ("[" * 9 + "{" * 9 + "!?", "mostly symbols"),
+    ("(x+1)^2 + ([([([([([([([", "mostly symbols"), ("() [] {} ++ -- == // a", "mostly symbols"),
+    (" ".join(f"It is {i}. Let me check that again." for i in range(20)), "a phrase repeats"),
 ])
 def test_broken_text_of_other_kinds(words, reason):
     assert Degenerate(scripts=None).reason(words) == reason

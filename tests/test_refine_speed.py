@@ -80,7 +80,7 @@ def test_texts_are_read_as_their_definitions_say():
         words = degenerate._prose(visible(text)).lower().split()
         assert degenerate._a_phrase_follows_itself(words, 6) == phrase_run(words, 6), text
         for times in (2, 6, 7):
-            assert degenerate._is_said(text, times) == (most_said(text) >= times), text
+            assert degenerate._is_said(text, times, 0) == (most_said(text) >= times), text
         for most in (.1, .3, .5):
             assert degenerate._is_mostly_symbols(text, most) == (symbols(text) > most), text
 

@@ -22,6 +22,8 @@ RULES = frozenset("-_=.\u00b7\u2026*#~+|\u2013\u2014\u2500\u2550\u2022")
 """Characters that lines are drawn with."""
 NUMERIC = frozenset("0123456789 \n\t[](){},.;:+-*/=%<>|")
 """Characters that lists of numbers, matrices and boxes are written with."""
+FORMULA = frozenset("+-*/=^_<>()[]{}|,.;:!'$\\&%\u00b0")
+"""Characters that formulas, points and sets are written with, beside Unicode's own for them."""
 WINDOW = 8
 """Characters of which two equal runs, equally far apart again and again, make a period."""
 PERIODIC = 24
@@ -39,13 +41,17 @@ class Degenerate:
     than 30 times, more than half of the characters neither letter nor digit, repeated sentences).
     CSR counts newlines within one sentence; here they count in a row, so that a worked solution
     passes. Tables, JSON, lists of numbers and fenced code are not prose: no limit on words,
-    phrases and symbols holds in them. A foreign script is one that neither `scripts` name, nor the
+    phrases and symbols holds in them. A formula may have half as many letters and digits as
+    `symbols` asks for. A foreign script is one that neither `scripts` name, nor the
     question is in, nor most answers of the group; symbols and emoji are of no script.
     """
 
     phrase_repeats: int = 6
     """So many times the same phrase, one after the other, with or without spaces; or the same
-    sentence anywhere."""
+    sentence anywhere ..."""
+    sentence_share: float = 0.1
+    """... if these are more than this share of the sentences: who thinks long says "let me check
+    that again" more than once."""
     character_repeats: int = 11
     word_count: int = 30
     """So often may one word of two letters or more occur in a text of any length ..."""
@@ -84,7 +90,8 @@ class Degenerate:
             return "a word occurs too often"
         if re.search(rf"(?:\n[^\S\n]*){{{self.newlines + 1}}}", seen):
             return "newlines repeat"
-        if len(prose) >= self.short and _is_mostly_symbols(prose, self.symbols):
+        if len(prose) >= self.short and _is_mostly_symbols(
+                prose, (1 + self.symbols) / 2 if _is_formula(prose) else self.symbols):
             return "mostly symbols"
         if self.scripts is not None and not seen.isascii() and _scripts(seen).keys() - {
                 "ASCII"} - _united({*self.scripts, *about}):
@@ -94,7 +101,7 @@ class Degenerate:
     def _repeats(self, prose: str, words: Sequence[str]) -> bool:
         return _a_phrase_follows_itself(words, self.phrase_repeats) \
             or _periodic(" ".join(words), self.phrase_repeats) \
-            or _is_said(prose, self.phrase_repeats)
+            or _is_said(prose, self.phrase_repeats, self.sentence_share)
 
     def _says_one_word(self, words: Sequence[str]) -> bool:
         most = max(self.word_count, self.word_share * len(words))
@@ -220,13 +227,28 @@ def _overlap(times: int) -> int:
     return min(max(PERIODIC, times * back) - back for back in range(1, PERIODIC + 1))
 
 
-def _is_said(prose: str, times: int) -> bool:
-    """Whether a sentence of three words or more is said so many times, and twice at least."""
-    sentences = re.split(r"[.!?\u3002\uff01\uff1f\n]+", prose)
+def _is_said(prose: str, times: int, share: float) -> bool:
+    """Whether a sentence of three words or more is said so many times, and twice at least, and is
+    more than this share of all."""
+    sentences = [s for s in re.split(r"[.!?\u3002\uff01\uff1f\n]+", prose) if s.strip()]
     if len(sentences) < times:
         return False
     said = Counter(map(normal, sentences))
-    return any(n >= max(2, times) and len(units(sentence)) > 2 for sentence, n in said.items())
+    return any(n >= max(2, times) and n > share * len(sentences) and len(units(sentence)) > 2
+               for sentence, n in said.items())
+
+
+def _is_formula(text: str) -> bool:
+    """Whether a text is written as formulas are, and what opens in it closes: (x+1)^2 = 9."""
+    odd = {c for c in set(text) if not c.isalnum() and not c.isspace()}
+    if any(c not in FORMULA and unicodedata.category(c) != "Sm" for c in odd):
+        return False
+    depth = 0
+    for c in text:
+        depth += (c in "([{") - (c in ")]}")
+        if depth < 0:
+            return False
+    return depth == 0
 
 
 def _is_mostly_symbols(text: str, most: float) -> bool:
