@@ -457,7 +457,7 @@ def test_kto_rows_of_scores_that_call_no_answer_good_are_refused(runs, tmp_path)
         for g in folder.groups(0)]
     ((_, plan),) = folder.manifest(0)["shards"]
     folder.put_verdicts(0, 0, plan, groups, {})
-    with pytest.raises(SelfloopError, match="between -1 and 0.*all would be bad.*--as dpo"):
+    with pytest.raises(SelfloopError, match=r"between -1 and 0.*all would be bad.*--as dpo"):
         export_data(folder.path, tmp_path / "kto", "trl", kind="kto")
     assert export_data(folder.path, tmp_path / "dpo", "trl").rows
 

@@ -12,10 +12,13 @@ from selfloop.data import Samples
 from selfloop.engines.toy import ToyEngine
 from selfloop.loop import Evaluation, Learn, Loop
 from selfloop.optimize.losses.preference import DPO
+from selfloop.organize.advantages import LeaveOneOut, OnlyBest, PassAtK
 from selfloop.organize.chain import Chain
 from selfloop.organize.clear_view import ClearView
-from selfloop.organize.refine.balance import Balanced
+from selfloop.organize.refine.balance import AtMost, Balanced
 from selfloop.organize.refine.best_right import BestRight
+from selfloop.organize.refine.blind import NeedsPicture
+from selfloop.organize.refine.builders import Refine, Select
 from selfloop.organize.refine.decontaminate import EvaluationPrints, leaks, prints_of
 from selfloop.organize.refine.degenerate import Degenerate
 from selfloop.organize.refine.duplicates import SameAnswer, SameText
@@ -31,9 +34,10 @@ from selfloop.organize.refine.pair_filters import (
     similarity,
 )
 from selfloop.organize.refine.pairs import BestVersusWorst, Constructed, Levels, Margin, Pairs
+from selfloop.organize.refine.pools import Pool
 from selfloop.organize.refine.replay import SelectiveReplay
 from selfloop.organize.refine.wording import normal, units, visible
-from selfloop.organize.signals import BestWorst, GroupAdvantage
+from selfloop.organize.signals import BestWorst, Demonstrate, GroupAdvantage
 from selfloop.organize.verify.rules import yes_no
 from selfloop.organize.verify.vote import MajorityVote
 from selfloop.recipes.csr import csr
@@ -57,6 +61,16 @@ def rollouts_of(maker, made) -> list[tuple[str, ...]]:
     (BestWorst(gap=0), [1, 0], ["a cat", "a cat"], []),        # equal texts, unequal scores
     (BestWorst(gap=0), [1, 0], ["", "a dog"], []),             # an empty text is not preferred
     (BestWorst(gap=0), [1, 0], ["a dog", ""], [("a0", "a1")]),
+    (Pairs(BestVersusWorst()), [.1 + .2, .3], None, []),       # they differ by 5e-17
+    (Pairs(Levels()), [.1 + .2, .3], None, []),
+    (Pairs(Margin(0)), [.1 + .2, .3], None, []),
+    (BestWorst(gap=0), [.1 + .2, .3], None, []),
+    (GroupAdvantage(), [.1 + .2, .3], None, []),
+    (LeaveOneOut(), [.1 + .2, .3], None, []),
+    (OnlyBest(), [.1 + .2, .3], None, []),
+    (Demonstrate(), [1, 1, 1], ["", " \u200b", "7"], [("a2",)]),  # nothing is no demonstration
+    (Refine(), [1, 0], ["", "bad"], []),
+    (Select(k=2), [1, 0, 0], ["", "bad", "worse"], []),
     (BestWorst(gap=.2), [.3, .1], None, [("a0", "a1")]),       # .3 - .1 = .19999999999999998
     (Pairs(Margin(.2)), [.3, .1], None, [("a0", "a1")]),
     (Pairs(Margin(.2)), [.3, .2], None, []),
@@ -114,6 +128,32 @@ def test_a_run_rewards_the_majority_whatever_its_spelling_and_pairs_only_what_di
         of = {r.id: r.text.strip().lower() for r in judged_group.rollouts}
         made = RunFolder(tmp_path).signals(step, "solver")
         assert all((of[s.rollouts[0]], of[s.rollouts[1]]) == ("yes", "no") for s in made)
+
+
+@pytest.mark.parametrize(("chosen", "rejected", "kept"), [
+    ("13", "3", True), ("The answer is B.", "A", True), ("12.5", "12", True), ("-7", "7", True),
+    ("cats", "cat", True), ("Of the cats", "the cat", True),
+    ("A dog sits on the left.", "dog", False), ("a red cat on a mat", "Red cat", False),
+    ("the cat.", "the cat", False), ("\u7ea2\u8272\u7684\u732b", "\u7ea2\u8272", False),
+])
+def test_what_is_contained_is_contained_word_by_word(chosen, rejected, kept):
+    assert bool(Distinct()([pair(chosen, rejected)])) == kept
+
+
+@pytest.mark.parametrize(("made", "says"), [
+    (lambda: AccuracyBand(.9, .1), r"AccuracyBand\(low=0.9, high=0.1\)"),
+    (lambda: SimilarityWindow(.9, .1), "nothing lies between"), (lambda: Learnt(.9, .1), "Learnt"),
+    (lambda: AtMost(0, (SameText(),)), "n=0.*at least 1"), (lambda: AtMost(1, ()), "alike"),
+    (lambda: Balanced(SameText(), ratio=0), "ratio=0"), (lambda: Pool(limit=0), "limit=0"),
+    (lambda: Pool(rollouts=0), "rollouts=0"), (lambda: BestRight("p", k=0), "k=0"),
+    (lambda: NeedsPicture(k=0), "k=0"), (lambda: PassAtK(0), "k=0"),
+    (lambda: Select(k=1), "at least 2"), (lambda: Refine(per_sample=0), "per_sample=0"),
+    (lambda: Demonstrate(per_sample=0), "per_sample=0"), (lambda: Margin(per_sample=-1), "-1"),
+    (lambda: BestWorst(per_sample=0), "per_sample=0"), (lambda: Learnt(memory=0), "memory=0"),
+])
+def test_options_that_would_drop_or_keep_all_are_refused(made, says):
+    with pytest.raises(SelfloopError, match=says):
+        made()
 
 
 # -- degenerate text --------------------------------------------------------------------------

@@ -41,7 +41,7 @@ class Chain:
         """How many more problems to draw in another wave."""
         if not self.wave:
             return 0
-        useful = sum(1 for g in groups if len({s for _, s in g.scored()}) > 1)
+        useful = sum(1 for g in groups if len({round(s, 9) for _, s in g.scored()}) > 1)
         return max(0, self.wave - useful)
 
     def __call__(self, groups: Sequence[Group], state: Mapping[str, Any], key: str,

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from selfloop import keys
-from selfloop.organize.signals import HERE
+from selfloop.organize.refine.filters import not_below
+from selfloop.organize.signals import HERE, says
 from selfloop.roles import SelfloopError
 from selfloop.types import AnySignal, Branch, Context, Demonstration, Group, Message, Part, Rollout
 
@@ -18,14 +19,16 @@ DESCRIBED = "Description of the picture: {description}\n"
 
 
 def _sorted_out(group: Group, key: str) -> tuple[list[Rollout], list[Rollout]]:
-    """(right, wrong) finished answers of one turn, distinct texts only, in a keyed order."""
+    """(right, wrong) finished answers of one turn that say something, distinct texts only, in a
+    keyed order."""
     seen: set[str] = set()
     right: list[Rollout] = []
     wrong: list[Rollout] = []
     judged = list(group.scored())
     for i in keys.shuffled(len(judged), key):
         rollout, score = judged[i]
-        if rollout.finish_reason != "stop" or len(rollout.turns) != 1 or rollout.text in seen:
+        if rollout.finish_reason != "stop" or len(rollout.turns) != 1 \
+                or rollout.text in seen or not says(rollout):
             continue
         seen.add(rollout.text)
         (right if score >= 0.5 else wrong).append(rollout)
@@ -58,6 +61,9 @@ class Refine:
     per_sample: int = 1
     makes: ClassVar[tuple[AnySignal, ...]] = (Demonstration(branches={"target": HERE}),)
 
+    def __post_init__(self) -> None:
+        not_below(self, per_sample=(self.per_sample, 1))
+
     def __call__(self, groups: Sequence[Group], key: str) -> list[AnySignal]:
         """Rows of all groups that have right and wrong answers."""
         made: list[AnySignal] = []
@@ -81,6 +87,9 @@ class Select:
     k: int = 3
     prompt: str = SELECT
     makes: ClassVar[tuple[AnySignal, ...]] = (Demonstration(branches={"target": HERE}),)
+
+    def __post_init__(self) -> None:
+        not_below(self, k=(self.k, 2))
 
     def __call__(self, groups: Sequence[Group], key: str) -> list[AnySignal]:
         """Rows of all groups that have right and wrong answers."""

@@ -10,12 +10,31 @@ from selfloop.roles import SelfloopError
 from selfloop.types import Group, Rollout
 
 
+def not_below(part: object, **least: tuple[float, float]) -> None:
+    """Raises SelfloopError for an option, given as (value, its least), that is below its least:
+    such a step would throw all away, or keep all, without a word."""
+    for name, (value, most) in least.items():
+        if not value >= most:
+            raise SelfloopError(f"{type(part).__name__}({name}={value:g}): must be at least "
+                                f"{most:g}")
+
+
+def in_order(part: object, low: float, high: float) -> None:
+    """Raises SelfloopError for a window that nothing can be in."""
+    if not low <= high:
+        raise SelfloopError(f"{type(part).__name__}(low={low:g}, high={high:g}): nothing lies "
+                            "between them; low must not be above high")
+
+
 @dataclass(frozen=True)
 class AccuracyBand:
     """Keep groups whose mean score lies in [low, high] (primitives F8)."""
 
     low: float = 0.1
     high: float = 0.9
+
+    def __post_init__(self) -> None:
+        in_order(self, self.low, self.high)
 
     def __call__(self, groups: Sequence[Group]) -> list[Group]:
         """The groups inside the band; unjudged groups are outside."""

@@ -11,6 +11,7 @@ from itertools import accumulate
 from operator import itemgetter
 
 from selfloop.organize.refine.degenerate import Degenerate, scripts_about
+from selfloop.organize.refine.filters import in_order
 from selfloop.organize.refine.pairs import Candidate
 from selfloop.organize.refine.wording import units, visible
 from selfloop.organize.signals import EDGE
@@ -23,10 +24,11 @@ def _plain(text: str) -> str:
 
 @dataclass(frozen=True)
 class Distinct:
-    """Drop pairs of equal texts, bare yes or no, and rejected texts contained in the chosen (F1);
-    of an empty chosen text in any case: it would teach to say nothing.
+    """Drop pairs of equal texts, bare yes or no, and rejected texts contained in the chosen, word
+    by word (F1); of an empty chosen text in any case: it would teach to say nothing.
 
-    SENA (released code; case and white space apart); SeVa (released code) drops equal texts only:
+    SENA (released code; case and white space apart; there by characters, which takes 3 to be in 13
+    and the option "A" in any sentence); SeVa (released code) drops equal texts only:
     `Distinct(contained=False, bare=())`.
     """
 
@@ -44,7 +46,13 @@ class Distinct:
             return False
         if {chosen.rstrip("."), rejected.rstrip(".")} & set(self.bare):
             return False
-        return not (self.contained and rejected in chosen)
+        return not (self.contained and rejected in chosen and _within(units(rejected),
+                                                                      units(chosen)))
+
+
+def _within(some: Sequence[str], words: Sequence[str]) -> bool:
+    """Whether these words stand in a row among the others."""
+    return any(words[i:i + len(some)] == some for i in range(len(words) - len(some) + 1))
 
 
 @dataclass(frozen=True)
@@ -127,6 +135,9 @@ class SimilarityWindow:
 
     low: float = 0.2
     high: float = 0.95
+
+    def __post_init__(self) -> None:
+        in_order(self, self.low, self.high)
 
     def __call__(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """The pairs inside the window."""
