@@ -15,9 +15,11 @@ import pytest
 from selfloop import keys
 from selfloop.organize.refine import degenerate
 from selfloop.organize.refine.degenerate import Degenerate
+from selfloop.organize.refine.gold_pairs import GoldOfAnother
 from selfloop.organize.refine.near import near_texts, near_vectors
 from selfloop.organize.refine.pair_filters import Fluent, LengthBalance
 from selfloop.organize.refine.wording import _is_mark, normal, units, visible
+from selfloop.types import Group, Media, Message, Part, Sample
 from test_refine_more import pair
 
 WORDS = ("the", "cat", "sat on", "a", "mat", "7", "12.5", "x^2", "$y$", "**so**", "it's", "Yes,",
@@ -135,3 +137,38 @@ def test_questions_of_one_template_and_pictures_that_look_alike_cost_no_square()
     assert set(near_vectors(vectors)) == {0}   # and 24 s
     assert time.process_time() - start < 4
 
+
+
+def asked_alike(n: int) -> list[Group]:
+    """Groups of n pictures that were asked the same."""
+    return [Group(sample=Sample(
+        prompt=(Message(content=(Part(type="image"), Part(text="what is there ?"))),),
+        media=(Media(sha256=f"{i:064x}"),)), rollouts=()) for i in range(n)]
+
+
+@pytest.mark.parametrize("near", [0, 1, 3, 50])
+def test_the_gold_of_another_is_drawn_from_all_that_differ_or_the_nearest(near):
+    rng, groups = keys.generator(f"gold {near}"), asked_alike(30)
+    words = np.array(["red", "Red", "car", "cat", "a", "a"])
+    golds = {g.sample.id: " ".join(rng.choice(words, int(rng.integers(0, 4)))) for g in groups}
+    ids = list(golds)
+
+    def shared(a: str, b: str) -> float:
+        mine, theirs = Counter(a.lower().split()), Counter(b.lower().split())
+        return (mine & theirs).total() / max(1, (mine | theirs).total())
+
+    for pair_ in GoldOfAnother(near)(groups, "k", golds):
+        own = golds[pair_.sample]
+        others = [i for i in ids if golds[i].lower().split() != own.lower().split()]
+        if near:
+            others = sorted(others, key=lambda i: -shared(own, golds[i]))[:near]
+        u = float(keys.uniforms(f"k/{pair_.sample}", 1)[0])
+        assert pair_.why == f"gold against that of {others[int(u * len(others))]}"
+
+
+def test_the_gold_of_another_costs_no_square():
+    groups = asked_alike(1000)
+    start = time.process_time()
+    found = GoldOfAnother(near=4)(groups, "k", {
+        g.sample.id: f"a cat {i % 50}" for i, g in enumerate(groups)})
+    assert len(found) == 1000 and time.process_time() - start < 3  # it was 13 s
