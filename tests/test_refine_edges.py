@@ -9,6 +9,7 @@ import pytest
 
 from selfloop.collect.independent import Independent
 from selfloop.data import Samples
+from selfloop.doors import asking
 from selfloop.engines.toy import ToyEngine
 from selfloop.loop import Evaluation, Learn, Loop
 from selfloop.optimize.losses.preference import DPO
@@ -37,6 +38,7 @@ from selfloop.organize.refine.pairs import BestVersusWorst, Constructed, Levels,
 from selfloop.organize.refine.pools import Pool
 from selfloop.organize.refine.replay import SelectiveReplay
 from selfloop.organize.refine.wording import normal, units, visible
+from selfloop.organize.rewarded import OutcomePairs
 from selfloop.organize.signals import BestWorst, Demonstrate, GroupAdvantage
 from selfloop.organize.verify.rules import yes_no
 from selfloop.organize.verify.vote import MajorityVote
@@ -128,6 +130,39 @@ def test_a_run_rewards_the_majority_whatever_its_spelling_and_pairs_only_what_di
         of = {r.id: r.text.strip().lower() for r in judged_group.rollouts}
         made = RunFolder(tmp_path).signals(step, "solver")
         assert all((of[s.rollouts[0]], of[s.rollouts[1]]) == ("yes", "no") for s in made)
+
+
+def asked_twice() -> Group:
+    """Two answers to the sample's own question, then two to another one about its picture."""
+    mixed = group([.2, .4, .8, 1], ["a", "b", "c", "d"])
+    other = asking(mixed.sample, "and how many ?")
+    return mixed.model_copy(update={"rollouts": tuple(
+        r.model_copy(update={"context": other}) if i > 1 else r
+        for i, r in enumerate(mixed.rollouts))})
+
+
+@pytest.mark.parametrize("maker", [
+    BestWorst(gap=0), Pairs(BestVersusWorst()), Pairs(Levels()), Pairs(Margin(0, 0)),
+    OutcomePairs(Margin(0, 0)), Pairs(Constructed())])
+def test_answers_to_different_questions_are_no_pair(maker):
+    made = maker([asked_twice()], "k")
+    assert [s.rollouts for s in made] == ([] if maker == Pairs(Constructed()) else [
+        ("a1", "a0"), ("a3", "a2")])
+    for signal in made:
+        chosen, rejected = (signal.branches[n].context for n in ("chosen", "rejected"))
+        asked = "and how many ?" if signal.rollouts[0] == "a3" else "what is a ?"
+        assert chosen.text.startswith(asked) and rejected.text.startswith(asked)
+
+
+def test_rows_of_mending_are_of_one_question():
+    mixed = asked_twice()
+    first, second = (v.model_copy(update={"score": s}) for v, s in zip(
+        mixed.verdicts[:2], (1., 0.), strict=True))
+    mixed = mixed.model_copy(update={"verdicts": (first, second, first, second)})
+    rows = Refine()([mixed], "k")
+    assert [r.rollouts for r in rows] == [("a0", "a1"), ("a2", "a3")]
+    assert [r.branches["target"].context.text.partition("\n")[0] for r in rows] == [
+        "what is a ?", "and how many ?"]
 
 
 @pytest.mark.parametrize(("chosen", "rejected", "kept"), [

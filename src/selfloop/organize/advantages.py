@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from selfloop import keys
 from selfloop.organize.refine.filters import not_below, noted_alike, only
-from selfloop.organize.signals import EDGE, HERE, trained_on
+from selfloop.organize.signals import EDGE, HERE, clean, trained_on
 from selfloop.roles import SelfloopError, call_by_name
 from selfloop.types import Advantage, AnySignal, Branch, Group, Rollout, Verdict
 
@@ -173,7 +173,7 @@ class Desirability:
                          if judged[j][0].sample.id != group.sample.id)
             signal = _advantage(group, rollout, 1.0 if score >= self.at_least else -1.0,
                                 f"score {score:g}",
-                                mismatched=Branch.under(group.sample.context, other))
+                                mismatched=Branch.under(clean(rollout.context), other))
             answer = trained_on(rollout, as_drawn=False)
             made.append(signal.model_copy(update={
                 "branches": {**signal.branches, "answer": answer}}))

@@ -12,7 +12,7 @@ from statistics import fmean, pstdev
 from typing import Any, ClassVar
 
 from selfloop import keys
-from selfloop.organize.refine.filters import not_below
+from selfloop.organize.refine.filters import by_what_was_asked, not_below
 from selfloop.organize.refine.wording import visible
 from selfloop.types import (
     Advantage,
@@ -107,7 +107,8 @@ class BestWorst:
     """Prefer the best judged rollout to the worst (iterative DPO; primitives F4).
 
     Ties are broken by a keyed draw; `per_sample` pairs use the next best and next worst. Equal
-    scores and equal texts are no pair, and an empty answer is never preferred.
+    scores, equal texts and answers to different questions are no pair, and an empty answer is
+    never preferred.
     """
 
     gap: float = 0.5
@@ -127,9 +128,10 @@ class BestWorst:
     def __call__(self, groups: Sequence[Group], key: str) -> list[AnySignal]:
         """Up to `per_sample` pairs a group."""
         made: list[AnySignal] = []
-        for group in groups:
+        for group, own in (part for g in groups
+                           for part in by_what_was_asked(g, f"{key}/{g.sample.id}")):
             judged = [(r, s) for r, s in group.scored() if r.finish_reason == "stop"]
-            mixed = [judged[i] for i in keys.shuffled(len(judged), f"{key}/{group.sample.id}")]
+            mixed = [judged[i] for i in keys.shuffled(len(judged), own)]
             ranked = sorted(mixed, key=lambda rs: -rs[1])
             for best, worst in list(zip(ranked, reversed(ranked), strict=True))[:self.per_sample]:
                 apart = best[1] - worst[1]

@@ -122,6 +122,17 @@ class Apart:
                 for part in dict.fromkeys(noted_alike(r, self.notes) for r in g.rollouts)]
 
 
+def by_what_was_asked(group: Group, key: str) -> list[tuple[Group, str]]:
+    """(part, key) of a group for each question in it: a sampler may ask several about one sample,
+    or for a description first, and answers to different questions are no pair."""
+    asked = [r.context.text for r in group.rollouts]
+    questions = list(dict.fromkeys(asked))
+    if len(questions) < 2:
+        return [(group, key)]
+    return [(only(group, [a == question for a in asked]), f"{key}/{i}")
+            for i, question in enumerate(questions)]
+
+
 def noted_alike(rollout: Rollout, notes: Sequence[str]) -> tuple[str, ...]:
     """What a sampler noted under these names, as one label: equal for rollouts noted alike."""
     return tuple(str(rollout.sampling.get(name)) for name in notes)

@@ -12,7 +12,7 @@ from itertools import combinations, cycle, pairwise
 from typing import Any, ClassVar
 
 from selfloop import keys
-from selfloop.organize.refine.filters import not_below
+from selfloop.organize.refine.filters import by_what_was_asked, not_below
 from selfloop.organize.refine.wording import visible
 from selfloop.organize.signals import EDGE, HERE, says_more, trained_on
 from selfloop.types import AnySignal, Group, Pair, Rollout
@@ -49,8 +49,9 @@ PairFilter = Callable[[Sequence[Candidate]], list[Candidate]]
 class Pairs:
     """Preference pairs: `propose` per group, then every filter in turn, over all candidates.
 
-    Both answers are trained under the unchanged pictures; cut and failed rollouts take no part,
-    and a pair whose chosen answer is empty is never made: it would teach to say nothing.
+    A group in which several questions were asked is proposed from question by question. Both
+    answers are trained under the unchanged pictures; cut and failed rollouts take no part, and a
+    pair whose chosen answer is empty is never made: it would teach to say nothing.
     """
 
     propose: Propose
@@ -61,7 +62,8 @@ class Pairs:
 
     def __call__(self, groups: Sequence[Group], key: str) -> list[AnySignal]:
         """One Pair a candidate that stays."""
-        found = [c for g in groups for c in self.propose(g, f"{key}/{g.sample.id}")]
+        found = [c for g in groups for part, own in by_what_was_asked(g, f"{key}/{g.sample.id}")
+                 for c in self.propose(part, own)]
         for keep in self.filters:
             found = keep(found)
         return [_pair(c, c.gap if self.margins else 0.0) for c in found
