@@ -24,9 +24,13 @@ from selfloop.collect.tools import PictureTool
 from selfloop.composing import _shipped, part_named
 from selfloop.config import build_loop, load_config, load_data
 from selfloop.loop import Loop
-from selfloop.organize.refine.filters import AccuracyBand, HardToFind
+from selfloop.organize.advantages import LeaveOneOut
+from selfloop.organize.chain import Chain
+from selfloop.organize.refine.degenerate import Degenerate
+from selfloop.organize.refine.filters import AccuracyBand, Finished, HardToFind
 from selfloop.organize.refine.pair_filters import LengthBalance
 from selfloop.organize.refine.pairs import Margin, Pairs
+from selfloop.organize.refine.replay import SelectiveReplay
 from selfloop.organize.verify.combine import AllOf, Weighted
 from selfloop.organize.verify.format import Pattern
 from selfloop.organize.verify.length import Brief, LengthWindow
@@ -76,14 +80,43 @@ def test_parts_stand_in_for_the_methods_own(tmp_path):
         tmp_path, sampler={"use": "TreeSearch", "check": "exact", "budget": 4, "c": "1e0"},
         reward={"use": "MajorityVote"}, evaluation={"draws": 3, "no_image": False},
         organize={"steps": [{"use": "AccuracyBand", "low": 0.1, "high": 0.9},
-                            {"use": "HardToFind"}], "wave": 5})
+                            {"use": "HardToFind"}], "wave": 5}, options={"samples": 6})
     assert loop.sampler == TreeSearch(check=exact, budget=4)
     assert loop.verifier == MajorityVote() and loop.evaluation.metric is exact
     assert chain(loop).steps == (*chain(own).steps, AccuracyBand(0.1, 0.9), HardToFind())
     assert chain(loop).maker == chain(own).maker
-    assert (chain(loop).wave, loop.max_waves) == (5, 2)
+    assert (chain(loop).wave, loop.max_waves) == (5, 10)
     assert (loop.evaluation.draws, loop.evaluation.no_image) == (3, False)
     assert loop.fingerprint() != own.fingerprint()
+
+
+def test_a_wave_needs_problems_that_a_step_has_not_drawn(tmp_path):
+    with pytest.raises(SelfloopError, match=r"organize.wave=5: star draws all .* options.samples"):
+        built(tmp_path, organize={"wave": 5})
+
+
+def test_selective_replay_stands_around_the_methods_chain(tmp_path):
+    plain = chain(built(tmp_path, "grpo", options={"samples": 6}))
+    loop = built(tmp_path, "grpo", options={"samples": 6}, organize={
+        "steps": ["Finished"], "wave": 4,
+        "maker": {"use": "SelectiveReplay", "organizer": "LeaveOneOut", "alpha": 0.5}})
+    assert chain(loop) == SelectiveReplay(
+        Chain((*plain.steps, Finished()), LeaveOneOut(), wave=4), alpha=0.5)
+    assert chain(loop).wants([]) == 4
+    own = chain(built(tmp_path, "vl_rethinker", options={}))
+    more = chain(built(tmp_path, "vl_rethinker", options={},
+                       organize={"steps": ["Degenerate"]}))
+    assert more == dataclasses.replace(own, organizer=dataclasses.replace(
+        own.organizer, steps=(*own.organizer.steps, Degenerate())))
+
+
+@pytest.mark.parametrize(("organize", "says"), [
+    ({"maker": "AccuracyBand"}, "organize.maker: .*AccuracyBand gives groups.*under organize"),
+    ({"steps": ["ClearView"]}, "organize.steps: .*ClearView makes signals.*as maker"),
+])
+def test_steps_and_makers_are_not_mistaken_for_one_another(tmp_path, organize, says):
+    with pytest.raises(SelfloopError, match=says):
+        built(tmp_path, organize=organize)
 
 
 def test_parts_hold_parts(tmp_path):

@@ -333,3 +333,20 @@ def test_to_messages_is_read_back_as_the_same_sample(folder):
     with pytest.raises(SelfloopError, match="no file that shows it as it is"):
         to_messages(noisy)
     assert to_messages(Sample(prompt=(Message(content="a"),)))["images"] == []
+
+
+@pytest.mark.parametrize(("row", "field"), [
+    ({"question": "what \ud83d ?", "answer": "a cat"}, "question"),
+    ({"question": "what ?", "answer": "\ud83d"}, "answer"),
+    ({"question": "what ?", "answer": "a cat", "note": ["\ud83d"]}, "note"),
+])
+def test_half_a_surrogate_pair_is_a_bad_row(tmp_path, row, field):
+    """JSON can say it; UTF-8, and with it hashes and files, cannot."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in (
+        {"question": "fine ?", "answer": "yes \U0001f600"}, row)))
+    found = load(path, on_bad="report")
+    assert [s.answer for s in found] == ["yes \U0001f600"]
+    assert [(p.row, p.field) for p in found.problems] == [(2, field)]
+    with pytest.raises(SelfloopError, match=f"row 2, field '{field}': half of a surrogate pair"):
+        load(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -393,8 +394,6 @@ def test_steps_roles_and_full_folders(runs, tmp_path):
 
 def rewritten(runs: Runs, folder: Path, change) -> Path:
     """The dpo run with its first pair changed."""
-    import shutil
-
     shutil.copytree(runs["dpo"].path, folder)
     there = RunFolder(folder)
     first, *others = there.signals(0, "solver")
@@ -432,6 +431,35 @@ def test_texts_that_look_like_a_picture_are_refused(runs, tmp_path):
     with pytest.raises(SelfloopError, match=r"itself says <image>.*--format trl"):
         export_data(folder, tmp_path / "out", "ms-swift")
     assert export_data(folder, tmp_path / "trl", "trl").rows
+
+
+@pytest.mark.parametrize(("form", "side"), [("ms-swift", "chosen"), ("llama-factory", "rejected")])
+def test_answers_that_say_a_mark_are_left_out_and_counted(runs, tmp_path, form, side):
+    """A model writes <image>; a loader that counts marks against pictures stops at that row."""
+    def marking(pair: Pair) -> Pair:
+        said = Branch(context=pair.branches[side].context, text="see <video> and <image>")
+        return pair.model_copy(update={"branches": {**pair.branches, side: said}})
+
+    folder = rewritten(runs, tmp_path / "run", marking)
+    every = export_data(folder, tmp_path / "trl", "trl").rows
+    made = export_data(folder, tmp_path / "out", form)
+    assert made.rows == every - 1
+    assert made.left_out["answers that say <image>, <video> or <audio>"] == 1
+    assert "<video>" not in (tmp_path / "out" / "train.jsonl").read_text()
+
+
+def test_kto_rows_of_scores_that_call_no_answer_good_are_refused(runs, tmp_path):
+    """RLAIF-V's score is minus the number of rejected claims: 0 is the best answer."""
+    shutil.copytree(runs["dpo"].path, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    groups = [g.model_copy(update={"verdicts": tuple(
+        v.model_copy(update={"score": v.score - 1}) for v in g.verdicts)})
+        for g in folder.groups(0)]
+    ((_, plan),) = folder.manifest(0)["shards"]
+    folder.put_verdicts(0, 0, plan, groups, {})
+    with pytest.raises(SelfloopError, match=r"between -1 and 0.*all would be bad.*--as dpo"):
+        export_data(folder.path, tmp_path / "kto", "trl", kind="kto")
+    assert export_data(folder.path, tmp_path / "dpo", "trl").rows
 
 
 def test_what_is_left_out_is_counted(runs, tmp_path):

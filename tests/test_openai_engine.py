@@ -27,7 +27,7 @@ from selfloop.engines.json_schema import check_schema, mismatch, parsed
 from selfloop.engines.only_answers import Fixed
 from selfloop.engines.openai import OpenAIEngine, Patience, Pictures, Prices
 from selfloop.engines.openai_messages import Reply as Answer
-from selfloop.engines.openai_messages import decoded, turn
+from selfloop.engines.openai_messages import decoded, reply_of, turn
 from selfloop.engines.recording import Records
 from selfloop.engines.toy import ToyEngine
 from selfloop.loop import Loop
@@ -751,3 +751,10 @@ def test_what_is_kept_reads_back_and_builds_the_same_cast(tmp_path):
     assert judge_.records.path == tmp_path / "kept.jsonl" and judge_.schema == {"type": "object"}
     assert judge_._caller.patience.deadline == 120 and judge_.fingerprint() \
         == cast(config, solver)["judge"].fingerprint()
+
+
+def test_half_a_surrogate_pair_in_a_reply_is_text_that_can_be_stored():
+    reply = reply_of({"choices": [{"message": {"content": "a \ud83d cat"}, "finish_reason": "stop",
+                                   "logprobs": {"content": [{"token": "a \ud83d cat",
+                                                             "logprob": -1.0}]}}]})
+    assert reply.text == "a ? cat" and reply.pieces == (("a ? cat", -1.0),)

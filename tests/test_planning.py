@@ -14,6 +14,7 @@ from hf_models import FAMILIES, asked, open_picture
 from selfloop import costs, floor, machines, step_memory
 from selfloop.cli import main
 from selfloop.config import load_config
+from selfloop.config_sections import OrganizeConfig
 from selfloop.floor import Machine, Shape, Work
 from selfloop.methods import build_loop
 from selfloop.organize.signals import GroupAdvantage
@@ -290,6 +291,12 @@ def test_a_plan_of_stages(config):
     assert total.floor >= total.flops / 1e11
     assert stage["learn"].memory == found.memory["total"]
     json.dumps(found.to_json())
+
+
+def test_a_plan_says_that_further_waves_are_not_counted(config):
+    waves = {"method": "grpo", "options": {}, "organize": OrganizeConfig(wave=8)}
+    found = plan(config.model_copy(update=waves), made(machine=FULL))
+    assert found.uncounted == ("further waves (organize.wave draws up to 10 a step)",)
 
 
 def test_another_machine_has_floors_and_no_expectations(config):

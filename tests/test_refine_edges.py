@@ -9,13 +9,17 @@ import pytest
 
 from selfloop.collect.independent import Independent
 from selfloop.data import Samples
+from selfloop.doors import asking
 from selfloop.engines.toy import ToyEngine
 from selfloop.loop import Evaluation, Learn, Loop
 from selfloop.optimize.losses.preference import DPO
+from selfloop.organize.advantages import LeaveOneOut, OnlyBest, PassAtK
 from selfloop.organize.chain import Chain
 from selfloop.organize.clear_view import ClearView
-from selfloop.organize.refine.balance import Balanced
+from selfloop.organize.refine.balance import AtMost, Balanced
 from selfloop.organize.refine.best_right import BestRight
+from selfloop.organize.refine.blind import NeedsPicture
+from selfloop.organize.refine.builders import Refine, Select
 from selfloop.organize.refine.decontaminate import EvaluationPrints, leaks, prints_of
 from selfloop.organize.refine.degenerate import Degenerate
 from selfloop.organize.refine.duplicates import SameAnswer, SameText
@@ -31,9 +35,11 @@ from selfloop.organize.refine.pair_filters import (
     similarity,
 )
 from selfloop.organize.refine.pairs import BestVersusWorst, Constructed, Levels, Margin, Pairs
+from selfloop.organize.refine.pools import Pool
 from selfloop.organize.refine.replay import SelectiveReplay
 from selfloop.organize.refine.wording import normal, units, visible
-from selfloop.organize.signals import BestWorst, GroupAdvantage
+from selfloop.organize.rewarded import OutcomePairs
+from selfloop.organize.signals import BestWorst, Demonstrate, GroupAdvantage
 from selfloop.organize.verify.rules import yes_no
 from selfloop.organize.verify.vote import MajorityVote
 from selfloop.recipes.csr import csr
@@ -57,6 +63,16 @@ def rollouts_of(maker, made) -> list[tuple[str, ...]]:
     (BestWorst(gap=0), [1, 0], ["a cat", "a cat"], []),        # equal texts, unequal scores
     (BestWorst(gap=0), [1, 0], ["", "a dog"], []),             # an empty text is not preferred
     (BestWorst(gap=0), [1, 0], ["a dog", ""], [("a0", "a1")]),
+    (Pairs(BestVersusWorst()), [.1 + .2, .3], None, []),       # they differ by 5e-17
+    (Pairs(Levels()), [.1 + .2, .3], None, []),
+    (Pairs(Margin(0)), [.1 + .2, .3], None, []),
+    (BestWorst(gap=0), [.1 + .2, .3], None, []),
+    (GroupAdvantage(), [.1 + .2, .3], None, []),
+    (LeaveOneOut(), [.1 + .2, .3], None, []),
+    (OnlyBest(), [.1 + .2, .3], None, []),
+    (Demonstrate(), [1, 1, 1], ["", " \u200b", "7"], [("a2",)]),  # nothing is no demonstration
+    (Refine(), [1, 0], ["", "bad"], []),
+    (Select(k=2), [1, 0, 0], ["", "bad", "worse"], []),
     (BestWorst(gap=.2), [.3, .1], None, [("a0", "a1")]),       # .3 - .1 = .19999999999999998
     (Pairs(Margin(.2)), [.3, .1], None, [("a0", "a1")]),
     (Pairs(Margin(.2)), [.3, .2], None, []),
@@ -116,6 +132,65 @@ def test_a_run_rewards_the_majority_whatever_its_spelling_and_pairs_only_what_di
         assert all((of[s.rollouts[0]], of[s.rollouts[1]]) == ("yes", "no") for s in made)
 
 
+def asked_twice() -> Group:
+    """Two answers to the sample's own question, then two to another one about its picture."""
+    mixed = group([.2, .4, .8, 1], ["a", "b", "c", "d"])
+    other = asking(mixed.sample, "and how many ?")
+    return mixed.model_copy(update={"rollouts": tuple(
+        r.model_copy(update={"context": other}) if i > 1 else r
+        for i, r in enumerate(mixed.rollouts))})
+
+
+@pytest.mark.parametrize("maker", [
+    BestWorst(gap=0), Pairs(BestVersusWorst()), Pairs(Levels()), Pairs(Margin(0, 0)),
+    OutcomePairs(Margin(0, 0)), Pairs(Constructed())])
+def test_answers_to_different_questions_are_no_pair(maker):
+    made = maker([asked_twice()], "k")
+    assert [s.rollouts for s in made] == ([] if maker == Pairs(Constructed()) else [
+        ("a1", "a0"), ("a3", "a2")])
+    for signal in made:
+        chosen, rejected = (signal.branches[n].context for n in ("chosen", "rejected"))
+        asked = "and how many ?" if signal.rollouts[0] == "a3" else "what is a ?"
+        assert chosen.text.startswith(asked) and rejected.text.startswith(asked)
+
+
+def test_rows_of_mending_are_of_one_question():
+    mixed = asked_twice()
+    first, second = (v.model_copy(update={"score": s}) for v, s in zip(
+        mixed.verdicts[:2], (1., 0.), strict=True))
+    mixed = mixed.model_copy(update={"verdicts": (first, second, first, second)})
+    rows = Refine()([mixed], "k")
+    assert [r.rollouts for r in rows] == [("a0", "a1"), ("a2", "a3")]
+    assert [r.branches["target"].context.text.partition("\n")[0] for r in rows] == [
+        "what is a ?", "and how many ?"]
+
+
+@pytest.mark.parametrize(("chosen", "rejected", "kept"), [
+    ("13", "3", True), ("The answer is B.", "A", True), ("12.5", "12", True), ("-7", "7", True),
+    ("cats", "cat", True), ("Of the cats", "the cat", True),
+    ("A dog sits on the left.", "dog", False), ("a red cat on a mat", "Red cat", False),
+    ("the cat.", "the cat", False), ("\u7ea2\u8272\u7684\u732b", "\u7ea2\u8272", False),
+])
+def test_what_is_contained_is_contained_word_by_word(chosen, rejected, kept):
+    assert bool(Distinct()([pair(chosen, rejected)])) == kept
+
+
+@pytest.mark.parametrize(("made", "says"), [
+    (lambda: AccuracyBand(.9, .1), r"AccuracyBand\(low=0.9, high=0.1\)"),
+    (lambda: SimilarityWindow(.9, .1), "nothing lies between"), (lambda: Learnt(.9, .1), "Learnt"),
+    (lambda: AtMost(0, (SameText(),)), "n=0.*at least 1"), (lambda: AtMost(1, ()), "alike"),
+    (lambda: Balanced(SameText(), ratio=0), "ratio=0"), (lambda: Pool(limit=0), "limit=0"),
+    (lambda: Pool(rollouts=0), "rollouts=0"), (lambda: BestRight("p", k=0), "k=0"),
+    (lambda: NeedsPicture(k=0), "k=0"), (lambda: PassAtK(0), "k=0"),
+    (lambda: Select(k=1), "at least 2"), (lambda: Refine(per_sample=0), "per_sample=0"),
+    (lambda: Demonstrate(per_sample=0), "per_sample=0"), (lambda: Margin(per_sample=-1), "-1"),
+    (lambda: BestWorst(per_sample=0), "per_sample=0"), (lambda: Learnt(memory=0), "memory=0"),
+])
+def test_options_that_would_drop_or_keep_all_are_refused(made, says):
+    with pytest.raises(SelfloopError, match=says):
+        made()
+
+
 # -- degenerate text --------------------------------------------------------------------------
 
 THE = "the {a} stands by the {b} and looks at the {c} ."
@@ -130,6 +205,12 @@ PLAIN = " ".join(f"the w{i} x{i} y{i} z{i} u{i} v{i} s{i} t{i} r{i}" for i in ra
     "[[12, 34], [56, 78]]", "1000000000000", "------------", "Chapter 1 .................. 5",
     "0 0 0 0 0 0", "| a | b |\n|---|---|\n| x | x |\n| x | x |", "```\nx x x x x x x\n```",
     "It\u2019s \u201cfine\u201d \u2026 \u2013 ok", PLAIN, "ha ha ha ha ha", "a\u00adb",
+    "$$(x+1)^2 + (y-2)^2 = 9$$", "y = -(x-1)^2 + 3*(x+2)", "A(1, 2), B(-3, 4), C(5, -6)",
+    "\\(\\{(x, y) : x^2 + y^2 \\le 1\\}\\)", "P(A|B) = P(B|A)P(A)/P(B)", "(x-1)(x+1)(x-2)(x+2) = 0",
+    "-1 < x <= 3; x != 0; |x-1| > 2", "$$\\lim_{x \\to 0} \\frac{\\sin(x)}{x} = 1$$",
+    "\u2200\u03b5>0 \u2203\u03b4>0: |x-a|<\u03b4 \u21d2 |f(x)-L|<\u03b5",
+    " ".join(f"Angle {i} and its neighbour {i + 7} make {2 * i + 7} degrees." + (
+        " Let me check that again." if i % 12 == 0 else "") for i in range(84)),
 ])
 def test_good_text_is_not_broken(words):
     assert Degenerate().reason(words) is None
@@ -146,6 +227,8 @@ def test_good_text_is_not_broken(words):
     ("!" * 12, "a character repeats"), ("0 1 " * 200, None), ("no 0 " * 6, "a phrase repeats"),
     (PROSE, "a word occurs too often"), ("1!@#$%^&*()_+{}[]<>?:", "mostly symbols"),
     ("| a | b |\n\n" + "no " * 6, "a phrase repeats"), ("[" * 9 + "{" * 9 + "!?", "mostly symbols"),
+    ("(x+1)^2 + ([([([([([([([", "mostly symbols"), ("() [] {} ++ -- == // a", "mostly symbols"),
+    (" ".join(f"It is {i}. Let me check that again." for i in range(20)), "a phrase repeats"),
 ])
 def test_broken_text_of_other_kinds(words, reason):
     assert Degenerate(scripts=None).reason(words) == reason

@@ -26,9 +26,10 @@ from pydantic.errors import PydanticSchemaGenerationError
 from selfloop.calling import closest, component_named
 from selfloop.collect.swapped_pictures import Pool, pool_of
 from selfloop.organize.chain import Chain
+from selfloop.organize.refine.replay import SelectiveReplay
 from selfloop.organize.verify.similarity import encoder_named
 from selfloop.pictures import Library
-from selfloop.roles import SelfloopError
+from selfloop.roles import SelfloopError, name_of
 
 if TYPE_CHECKING:
     from selfloop.config import RunConfig
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 PACKAGES = ("selfloop.collect", "selfloop.organize", "selfloop.organize.refine",
             "selfloop.organize.verify", "selfloop.answer_types")
 """Where names without a module are looked for."""
+MOST_WAVES = 10
+"""Waves of a step under `organize.wave`, the first among them: as many as in DAPO's released
+configuration (arXiv 2503.14476, `max_num_gen_batches`)."""
 _ROLE = "solver"
 
 
@@ -66,7 +70,7 @@ def composed(loop: Loop, config: RunConfig) -> Loop:
                 if (value := getattr(how, name)) is not None}:
         changed["learn"] = {**loop.learn, _ROLE: _organized(loop, said)}
         if how.wave:
-            changed["max_waves"] = max(2, loop.max_waves)
+            changed["max_waves"] = _waves(loop, how.wave)
     dev = config.evaluation.model_dump(exclude_none=True)
     if dev and loop.evaluation is None:
         raise SelfloopError(f"evaluation: {loop.name} evaluates nothing on dev; take the key out, "
@@ -77,13 +81,34 @@ def composed(loop: Loop, config: RunConfig) -> Loop:
     return replace(loop, **changed) if changed else loop
 
 
+def _waves(loop: Loop, wave: int) -> int:
+    if loop.samples is None:
+        raise SelfloopError(f"organize.wave={wave}: {loop.name} draws all of its data in every "
+                            "step, so there are no further problems: set options.samples, where "
+                            "the method has it")
+    return max(MOST_WAVES, loop.max_waves)
+
+
 def _organized(loop: Loop, said: dict[str, Any]) -> Learn:
     learn = loop.learn.get(_ROLE)
-    if learn is None or not isinstance(learn.organizer, Chain):
+    outer = learn.organizer if learn is not None else None
+    chain = outer.organizer if isinstance(outer, SelectiveReplay) else outer
+    if learn is None or not isinstance(chain, Chain):
         raise SelfloopError(f"organize: {loop.name} has no chain of steps for its {_ROLE}; take "
                             "the key out, or write the method as a function (docs/recipes.md)")
-    steps = (*learn.organizer.steps, *said.pop("steps", ()))
-    return replace(learn, organizer=replace(learn.organizer, steps=steps, **said))
+    maker = said.get("maker")
+    if isinstance(maker, SelectiveReplay):  # it stands around the chain, not at its end
+        outer, said["maker"] = maker, maker.organizer
+    elif maker is not None and not hasattr(maker, "makes") \
+            and name_of(maker).startswith("selfloop."):
+        raise SelfloopError(f"organize.maker: {name_of(maker)} gives groups and no signals: write "
+                            "it under organize.steps")
+    try:
+        made = replace(chain, steps=(*chain.steps, *said.pop("steps", ())), **said)
+    except SelfloopError as error:
+        raise SelfloopError(f"organize.steps: {error}") from error
+    return replace(learn, organizer=replace(outer, organizer=made)
+                   if isinstance(outer, SelectiveReplay) else made)
 
 
 # -- building -------------------------------------------------------------------------------------

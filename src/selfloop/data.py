@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
+from pydantic_core import PydanticSerializationError
+
 from selfloop.formats import BadRow
 from selfloop.media_index import MediaIndex
 from selfloop.pictures import LIMITS, Limits, Pages, write_whole
@@ -183,9 +185,25 @@ def _read_rows(
         except BadRow as bad:
             maker.problems.append(Problem(number, bad.field, source.name, bad.what, bad.mend))
             continue
+        try:
+            maker.add(sample)
+        except (UnicodeEncodeError, PydanticSerializationError):
+            maker.problems.append(Problem(
+                number, next((str(k) for k, v in dict(row).items() if _is_broken(v)), ""),
+                source.name, "half of a surrogate pair (\\ud83d, say), which is no text",
+                "write the whole character, or take it out"))
+            continue
         for note in notes:
             maker.notes[note] = maker.notes.get(note, 0) + 1
-        maker.add(sample)
+
+
+def _is_broken(value: Any) -> bool:
+    """Whether it holds text that no file can: JSON can say half of a surrogate pair."""
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 # -- and back -----------------------------------------------------------------------------------

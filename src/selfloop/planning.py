@@ -132,6 +132,8 @@ def _costed(made: Plan, config: RunConfig, probed: Probed, other: Machine | None
     if shape and not machine:
         uncounted.append("floors (this probe measured no machine: run `selfloop probe` again, or "
                          "give --machine)")
+    if loop.max_waves > 1:
+        uncounted.append(f"further waves (organize.wave draws up to {loop.max_waves} a step)")
     tight = None if other else crowded(loop, probed.train, n.draws, n.prompt, n.answer,
                                        free_memory())
     return replace(

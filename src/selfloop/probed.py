@@ -220,7 +220,7 @@ def figures(found: Sequence[Answer], metric: Verifier, draws: int, length: int
 
 def _vote(group: Sequence[Answer]) -> tuple[float, bool | None]:
     """(share of the winner, whether it is right; None when nothing could be judged)."""
-    counts = Counter(a.parsed for a in group if a.parsed is not None)
+    counts = Counter(said for a in group if (said := a.vote) is not None)
     if all(a.right is None for a in group):
         right: bool | None = None
     else:
@@ -228,5 +228,5 @@ def _vote(group: Sequence[Answer]) -> tuple[float, bool | None]:
     if not counts:
         return 0.0, right
     winner, count = counts.most_common(1)[0]
-    verdict = next((a.right for a in group if a.parsed == winner and a.right is not None), right)
+    verdict = next((a.right for a in group if a.vote == winner and a.right is not None), right)
     return count / len(group), verdict

@@ -178,10 +178,16 @@ def reply_of(answer: Any) -> Reply:
     if reason not in ("stop", "length"):
         raise ValueError(f"the answer ended with finish_reason {str(reason)[:40]!r}")
     usage = answer.get("usage") if isinstance(answer.get("usage"), dict) else {}
+    text = _whole(text)
     return Reply(text=text, finish_reason="length" if reason == "length" else "stop",
                  prompt_tokens=_count(usage, "prompt_tokens"),
                  completion_tokens=_count(usage, "completion_tokens"),
                  pieces=_pieces(choice.get("logprobs"), text))
+
+
+def _whole(text: str) -> str:
+    """The text with half a surrogate pair, which is valid JSON and no text, as "?"."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _count(usage: Any, name: str) -> int | None:
@@ -192,7 +198,7 @@ def _count(usage: Any, name: str) -> int | None:
 def _pieces(logprobs: Any, text: str) -> tuple[tuple[str, float], ...] | None:
     """Tokens that join to the text, ends of turn left out; None where they do not."""
     try:
-        found = tuple((str(t["token"]), float(t["logprob"])) for t in logprobs["content"])
+        found = tuple((_whole(str(t["token"])), float(t["logprob"])) for t in logprobs["content"])
     except (KeyError, TypeError, ValueError):
         return None
     while found and "".join(piece for piece, _ in found) != text:

@@ -19,6 +19,7 @@ import numpy as np
 
 from selfloop import store
 from selfloop.keys import generator
+from selfloop.organize.verify.vote import voted
 from selfloop.roles import SelfloopError
 from selfloop.types import Word
 
@@ -48,6 +49,11 @@ class Answer(Word):
     arm: str = ""
     seed: int = 0
     """Seed of the run that made the model."""
+
+    @property
+    def vote(self) -> str | None:
+        """What was found in the text, as votes are counted (organize/verify/vote.py)."""
+        return None if self.parsed is None else voted(self.parsed) or self.parsed
 
 
 def write(path: str | Path, answers: Sequence[Answer]) -> None:

@@ -8,7 +8,6 @@ Beside them: no-image baseline and a skyline with full labels.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -21,6 +20,7 @@ from selfloop.organize.chain import Chain
 from selfloop.organize.judging import judge
 from selfloop.organize.refine.shuffle import ShuffleVerdicts
 from selfloop.organize.verify.rules import final_answer
+from selfloop.organize.verify.vote import majority, voted
 from selfloop.roles import Engine, Sampling, SelfloopError, reads
 from selfloop.store import RunFolder
 from selfloop.types import Group, Part, Rollout, Sample, Turn
@@ -103,8 +103,10 @@ def _winner(group: Group) -> str:
     asked = group.sample.context.text
     own = [(i, r) for i, r in enumerate(group.rollouts) if r.context.text == asked]
     kept = [r for i, r in own if group.verdicts and group.verdicts[i].right]
-    said = [a for r in (kept or [r for _, r in own]) if (a := final_answer(r.text)) is not None]
-    return Counter(said).most_common(1)[0][0] if said else ""
+    said = [(vote, final_answer(r.text) or "") for r in (kept or [r for _, r in own])
+            if (vote := voted(r.text)) is not None]
+    winner = majority([vote for vote, _ in said])[0]
+    return next((answer for vote, answer in said if vote == winner), "")
 
 
 def _said(text: str, group: Group) -> Rollout:

@@ -133,12 +133,12 @@ def vote_precision(answers: Iterable[Answer], bins: int = 10) -> VotePrecision |
     shares: list[float] = []
     right: list[bool] = []
     for group in several:
-        counts = Counter(a.parsed for a in group if a.parsed is not None).most_common(2)
+        counts = Counter(said for a in group if (said := a.vote) is not None).most_common(2)
         if not counts or (len(counts) == 2 and counts[0][1] == counts[1][1]):
             left["ties" if counts else "silent"] += 1
             continue
         winner, count = counts[0]
-        told = next((a.right for a in group if a.parsed == winner and a.right is not None), None)
+        told = next((a.right for a in group if a.vote == winner and a.right is not None), None)
         if told is None:
             left["unjudged"] += 1
             continue

@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from statistics import fmean, stdev
 
 from selfloop.evaluate.answers import Answer, accuracy, maj_at_k, pass_at_k, unjudged
-from selfloop.organize.verify.rules import final_answer
+from selfloop.organize.verify.vote import voted
 from selfloop.types import Group, Verdict
 
 GREEDY, NO_IMAGE, DRAWS, REWARD = "greedy", "no_image", "draws", "reward"
@@ -58,7 +58,7 @@ def _solved(counts: Sequence[tuple[int, int]]) -> dict[str, float]:
     return {f"pass@{k}": fmean(pass_at_k(n, c, k) for n, c in enough) for k in _powers(most)}
 
 
-def monitors(groups: Sequence[Group], parse: Callable[[str], str | None] = final_answer
+def monitors(groups: Sequence[Group], parse: Callable[[str], str | None] = voted
              ) -> dict[str, float]:
     """Figures of one step's judged groups.
 
@@ -195,14 +195,15 @@ def _of_draws(answers: Sequence[Answer]) -> dict[str, float]:
                      for q in drawn])
     if any(a.parsed is not None for a in answers):
         k = min(len(q) for q in drawn)
-        spread = [entropy(a.parsed for a in q if a.parsed is not None) for q in drawn]
+        said = [[a.vote for a in q] for q in drawn]
+        spread = [entropy(a for a in own if a is not None) for own in said]
         found["draw_entropy"] = fmean(spread)
         found["draw_entropy_se"] = stdev(spread) / math.sqrt(len(spread)) if k and spread[1:] \
             else 0.0
         found[f"maj@{k}"] = fmean(
-            maj_at_k([a.parsed for a in q], [a.right for a in q], k, key=q[0].sample)
-            for q in drawn)
+            maj_at_k(own, [a.right for a in q], k, key=q[0].sample)
+            for own, q in zip(said, drawn, strict=True))
         found["vote_share"] = fmean(
-            max(Counter(a.parsed for a in q if a.parsed is not None).values(), default=0) / len(q)
-            for q in drawn)
+            max(Counter(a for a in own if a is not None).values(), default=0) / len(own)
+            for own in said)
     return found

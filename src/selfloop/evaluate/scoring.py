@@ -275,7 +275,7 @@ def solved(drawn: Sequence[Answer]) -> dict[str, Figure]:
         put(f"pass@{k}", [pass_at_k(len(q), sum(bool(a.right) for a in q), k)
                           for q in questions.values()])
     if any(a.parsed is not None for a in drawn):
-        put(f"maj@{most}", [maj_at_k([a.parsed for a in q], [a.right for a in q], most,
+        put(f"maj@{most}", [maj_at_k([a.vote for a in q], [a.right for a in q], most,
                                      key=q[0].sample) for q in questions.values()])
         found |= _calibration(list(questions.values()))
     return found
@@ -285,11 +285,11 @@ def _calibration(questions: Sequence[Sequence[Answer]]) -> dict[str, Figure]:
     """How far the share of draws that agree is from the chance that their answer is right."""
     sure, right = [], []
     for drawn in questions:
-        votes = Counter(a.parsed for a in drawn if a.parsed is not None)
+        votes = Counter(said for a in drawn if (said := a.vote) is not None)
         if votes:
             answer, count = votes.most_common(1)[0]
             sure.append(count / len(drawn))
-            right.append(next(bool(a.right) for a in drawn if a.parsed == answer))
+            right.append(next(bool(a.right) for a in drawn if a.vote == answer))
     if len(questions[0]) < 2 or not sure:
         return {}
     error = expected_calibration_error(sure, right)

@@ -213,6 +213,7 @@ def _judged(run: RunFolder, steps: Sequence[int], role: str, found: Found) -> No
     Where two steps judged one answer, the later judgement counts.
     """
     rows: dict[tuple[str, str], Row] = {}
+    scores: list[float] = []
     for step in steps:
         seen: set[tuple[str, str]] = set()
         for group, named in _named(run, step, role, found):
@@ -221,8 +222,15 @@ def _judged(run: RunFolder, steps: Sequence[int], role: str, found: Found) -> No
                 if rollout.id in named and rollout.role == role and says not in seen \
                         and rollout.finish_reason == "stop" and len(rollout.turns) == 1:
                     seen.add(says)
+                    scores.append(score)
                     rows[says] = Row(rollout.context, group.sample.id, rollout.text,
                                      good=score >= 0.5)
+    if scores and (min(scores) < 0 or max(scores) > 1) \
+            and len(same := {row.good for row in rows.values()}) == 1:
+        raise SelfloopError(f"the verifier's scores lie between {min(scores):g} and "
+                            f"{max(scores):g}, and kto rows call an answer good from 0.5 on: all "
+                            f"would be {'good' if True in same else 'bad'}; export the pairs "
+                            "(--as dpo), or judge by a verifier whose scores are from 0 to 1")
     found.rows += rows.values()
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from selfloop.exporting.rows import Kind, Row
 from selfloop.roles import SelfloopError
-from selfloop.row_media import MARKER
+from selfloop.row_media import MARKER, MARKERS
 from selfloop.types import Context, Media, Message
 
 Picture = Callable[[Media], Any]
@@ -26,12 +26,22 @@ def parts_of(message: Message) -> list[dict[str, str | None]]:
             for p in message.content]
 
 
+MARKING = ("ms-swift", "llama-factory", "verl")
+"""Formats that read <image>, <video> and <audio> in any text, an answer's too, as a medium's place.
+Their loaders count them against the row's media, and stop at the row or drop it if these differ."""
+
+
+def marker_in(text: str | None) -> str | None:
+    """What in a text marks a medium's place, if anything does."""
+    return next((marker for marker in MARKERS if marker in (text or "")), None)
+
+
 def marked(message: Message, sample: str) -> str:
     """A message's content as one text with <image> at each picture's place."""
     for part in message.content:
-        if part.type == "text" and MARKER in part.text:
-            raise SelfloopError(f"sample {sample}: its text itself says {MARKER}, which this "
-                                "format reads as a picture's place: change the text, or use "
+        if part.type == "text" and (marker := marker_in(part.text)):
+            raise SelfloopError(f"sample {sample}: its text itself says {marker}, which this "
+                                "format reads as a medium's place: change the text, or use "
                                 "--format trl, whose places are typed")
     return "".join(p.text if p.type == "text" else MARKER for p in message.content)
 

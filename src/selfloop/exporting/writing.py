@@ -87,6 +87,8 @@ def export_data(folder: str | Path, out: str | Path, form: str, *, kind: str | N
             signal_features())))
         return made
     found = rows_of(run, steps, role, kind)
+    if form in shapes.MARKING:
+        _leave_out_marks(found)
     if not found.rows:
         raise SelfloopError(f"{run.step(steps[-1])}: there is nothing to write as {found.kind} "
                             f"rows{''.join(f' ({note})' for note in found.notes)}: give another "
@@ -96,6 +98,16 @@ def export_data(folder: str | Path, out: str | Path, form: str, *, kind: str | N
     put_folder(out.absolute(), lambda aside: _finish(
         aside, made, lambda: _rows(aside, form, found, files)))
     return made
+
+
+def _leave_out_marks(found: Found) -> None:
+    """Without the rows whose answers say what marks a picture's place: models write that, too."""
+    kept = [row for row in found.rows
+            if not shapes.marker_in(row.answer) and not shapes.marker_in(row.rejected)]
+    if len(kept) < len(found.rows):
+        found.left_out["answers that say <image>, <video> or <audio>"] = \
+            len(found.rows) - len(kept)
+        found.rows = kept
 
 
 def chosen_steps(run: RunFolder, step: int | str | None) -> tuple[int, ...]:

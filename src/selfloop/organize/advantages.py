@@ -12,8 +12,8 @@ from statistics import fmean, pstdev
 from typing import Any, ClassVar
 
 from selfloop import keys
-from selfloop.organize.refine.filters import noted_alike, only
-from selfloop.organize.signals import HERE, trained_on
+from selfloop.organize.refine.filters import not_below, noted_alike, only
+from selfloop.organize.signals import EDGE, HERE, clean, trained_on
 from selfloop.roles import SelfloopError, call_by_name
 from selfloop.types import Advantage, AnySignal, Branch, Group, Rollout, Verdict
 
@@ -66,7 +66,7 @@ class LeaveOneOut:
 def leave_one_out(scores: list[float]) -> list[float] | None:
     """None for a group that teaches nothing."""
     n, total = len(scores), sum(scores)
-    if n < 2 or max(scores) == min(scores):
+    if n < 2 or max(scores) - min(scores) <= EDGE:
         return None
     return [s - (total - s) / (n - 1) for s in scores]
 
@@ -110,7 +110,7 @@ class OnlyBest:
 
     def _values(self, scores: list[float]) -> list[float] | None:
         best, *rest = sorted(scores, reverse=True)
-        if not rest or best == rest[0]:
+        if not rest or best - rest[0] <= EDGE:
             return None
         std = sqrt(sum((s - fmean(scores)) ** 2 for s in scores) / (len(scores) - 1))
         return [(best - rest[0]) / (std + self.eps) if s == best else 0.0 for s in scores]
@@ -128,6 +128,9 @@ class PassAtK:
     k: int = 4
     at_least: float = 0.5
     makes: ClassVar[tuple[AnySignal, ...]] = _MAKES
+
+    def __post_init__(self) -> None:
+        not_below(self, k=(self.k, 1))
 
     def __call__(self, groups: Sequence[Group], key: str) -> list[AnySignal]:
         """One Advantage a judged rollout; groups smaller than k, or of one kind, are left out."""
@@ -170,7 +173,7 @@ class Desirability:
                          if judged[j][0].sample.id != group.sample.id)
             signal = _advantage(group, rollout, 1.0 if score >= self.at_least else -1.0,
                                 f"score {score:g}",
-                                mismatched=Branch.under(group.sample.context, other))
+                                mismatched=Branch.under(clean(rollout.context), other))
             answer = trained_on(rollout, as_drawn=False)
             made.append(signal.model_copy(update={
                 "branches": {**signal.branches, "answer": answer}}))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from selfloop.roles import Organized, SelfloopError, call_by_name
+from selfloop.roles import Organized, SelfloopError, call_by_name, name_of
 from selfloop.types import AnySignal, Group
 
 
@@ -21,12 +21,16 @@ class Chain:
     steps: tuple[Callable[..., Any], ...] = ()
     maker: Callable[..., list[AnySignal]] | None = None
     wave: int = 0
-    """Ask for more problems until the maker made at least so many signals (DAPO's dynamic
-    sampling, arXiv 2503.14476, eq. 11); 0 = never."""
+    """Ask for more problems until so many groups, as they were judged, have answers that differ in
+    score (DAPO's dynamic sampling, arXiv 2503.14476, eq. 11), up to `Loop.max_waves`; 0 = never."""
 
     def __post_init__(self) -> None:
         if self.maker is None:
             raise SelfloopError("Chain needs maker=: what makes signals of the groups")
+        for step in self.steps:
+            if hasattr(step, "makes"):
+                raise SelfloopError(f"{name_of(step)} makes signals, which only the end of a chain "
+                                    "does: give it as maker")
 
     @property
     def makes(self) -> tuple[AnySignal, ...]:
@@ -37,7 +41,7 @@ class Chain:
         """How many more problems to draw in another wave."""
         if not self.wave:
             return 0
-        useful = sum(1 for g in groups if len({s for _, s in g.scored()}) > 1)
+        useful = sum(1 for g in groups if len({round(s, 9) for _, s in g.scored()}) > 1)
         return max(0, self.wave - useful)
 
     def __call__(self, groups: Sequence[Group], state: Mapping[str, Any], key: str,

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from selfloop.organize.refine.filters import by_what_was_asked
 from selfloop.organize.refine.pairs import Margin, Propose
-from selfloop.organize.signals import HERE
+from selfloop.organize.signals import HERE, clean
 from selfloop.types import Advantage, AnySignal, Branch, Context, Group, Pair
 
 ASK = "is this right ?"
@@ -44,11 +45,13 @@ class OutcomePairs:
     def __call__(self, groups: Sequence[Group], key: str) -> list[AnySignal]:
         """One Pair a candidate; groups in which all answers are alike give none."""
         return [
-            Pair(branches={name: judged(c.group.sample.context, r.text, self.ask, self.word)
+            Pair(branches={name: judged(clean(r.context), r.text, self.ask, self.word)
                            for name, r in (("chosen", c.chosen), ("rejected", c.rejected))},
                  sample=c.group.sample.id, rollouts=(c.chosen.id, c.rejected.id),
                  role=c.chosen.role, why=f"score gap {c.gap:g}")
-            for group in groups for c in self.propose(group, f"{key}/{group.sample.id}")]
+            for group in groups
+            for part, own in by_what_was_asked(group, f"{key}/{group.sample.id}")
+            for c in self.propose(part, own)]
 
 
 @dataclass(frozen=True)

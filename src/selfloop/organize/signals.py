@@ -12,6 +12,7 @@ from statistics import fmean, pstdev
 from typing import Any, ClassVar
 
 from selfloop import keys
+from selfloop.organize.refine.filters import by_what_was_asked, not_below
 from selfloop.organize.refine.wording import visible
 from selfloop.types import (
     Advantage,
@@ -26,7 +27,7 @@ from selfloop.types import (
 )
 
 EDGE = 1e-9
-"""So that .3 - .1 is a gap of .2."""
+"""So that .3 - .1 is a gap of .2, and .1 + .2 none from .3."""
 HERE = Branch(context=Context(prompt=()), text="")
 """Stands for a branch in the examples of `makes`."""
 
@@ -34,6 +35,11 @@ HERE = Branch(context=Context(prompt=()), text="")
 def clean(context: Context) -> Context:
     """The context with every picture as it was before any operation."""
     return context.seen_as(tuple(m.plain for m in context.media))
+
+
+def says(rollout: Rollout) -> bool:
+    """Whether there is anything to imitate: text, or several turns with an environment."""
+    return len(rollout.turns) > 1 or bool(visible(rollout.text))
 
 
 def says_more(chosen: Rollout, rejected: Rollout) -> bool:
@@ -64,13 +70,17 @@ def elsewhere(context: Context, branch: Branch) -> Branch:
 class Demonstrate:
     """Imitate the rollouts that were judged right (STaR, ReST-EM; primitives L2).
 
-    Equal answers to one problem are one demonstration. At most `per_sample` are kept, those
-    drawn most often first: a lucky conclusion from a wrong chain is rarely drawn twice.
+    Equal answers to one problem are one demonstration, and an empty one is none. At most
+    `per_sample` are kept, those drawn most often first: a lucky conclusion from a wrong chain is
+    rarely drawn twice.
     """
 
     at_least: float = 0.5
     per_sample: int = 4
     makes: ClassVar[tuple[AnySignal, ...]] = (Demonstration(branches={"target": HERE}),)
+
+    def __post_init__(self) -> None:
+        not_below(self, per_sample=(self.per_sample, 1))
 
     def __call__(self, groups: Sequence[Group], key: str) -> list[AnySignal]:
         """One Demonstration a kept rollout."""
@@ -78,7 +88,7 @@ class Demonstrate:
         for group in groups:
             alike: dict[tuple[str, str], list[Rollout]] = {}
             for rollout, score in group.scored():
-                if score >= self.at_least and rollout.finish_reason == "stop":
+                if score >= self.at_least and rollout.finish_reason == "stop" and says(rollout):
                     alike.setdefault((rollout.context.text, rollout.text), []).append(rollout)
             mixed = keys.shuffled(len(alike), f"{key}/{group.sample.id}")
             distinct = [list(alike.values())[i] for i in mixed]
@@ -97,13 +107,17 @@ class BestWorst:
     """Prefer the best judged rollout to the worst (iterative DPO; primitives F4).
 
     Ties are broken by a keyed draw; `per_sample` pairs use the next best and next worst. Equal
-    scores and equal texts are no pair, and an empty answer is never preferred.
+    scores, equal texts and answers to different questions are no pair, and an empty answer is
+    never preferred.
     """
 
     gap: float = 0.5
     per_sample: int = 1
     corrupted: str = ""
     """Name of a picture operation: adds the branch `corrupted` (mDPO, arXiv 2406.11839)."""
+
+    def __post_init__(self) -> None:
+        not_below(self, per_sample=(self.per_sample, 1))
 
     @property
     def makes(self) -> tuple[AnySignal, ...]:
@@ -114,13 +128,14 @@ class BestWorst:
     def __call__(self, groups: Sequence[Group], key: str) -> list[AnySignal]:
         """Up to `per_sample` pairs a group."""
         made: list[AnySignal] = []
-        for group in groups:
+        for group, own in (part for g in groups
+                           for part in by_what_was_asked(g, f"{key}/{g.sample.id}")):
             judged = [(r, s) for r, s in group.scored() if r.finish_reason == "stop"]
-            mixed = [judged[i] for i in keys.shuffled(len(judged), f"{key}/{group.sample.id}")]
+            mixed = [judged[i] for i in keys.shuffled(len(judged), own)]
             ranked = sorted(mixed, key=lambda rs: -rs[1])
             for best, worst in list(zip(ranked, reversed(ranked), strict=True))[:self.per_sample]:
                 apart = best[1] - worst[1]
-                if apart > 0 and apart >= self.gap - EDGE and says_more(best[0], worst[0]):
+                if apart > EDGE and apart >= self.gap - EDGE and says_more(best[0], worst[0]):
                     made.append(self._pair(group, best[0], worst[0], apart, key))
         return made
 
@@ -155,7 +170,7 @@ class GroupAdvantage:
         for group in groups:
             judged = list(group.scored())
             scores = [s for _, s in judged]
-            if len(scores) < 2 or max(scores) == min(scores):
+            if len(scores) < 2 or max(scores) - min(scores) <= EDGE:
                 continue
             mean, std = fmean(scores), pstdev(scores)
             for rollout, score in judged:

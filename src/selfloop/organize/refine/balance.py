@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from selfloop import keys
 from selfloop.organize.refine.duplicates import Alike, Label
+from selfloop.organize.refine.filters import not_below
+from selfloop.roles import SelfloopError
 from selfloop.types import Group
 
 
@@ -23,6 +25,12 @@ class AtMost:
     n: int
     alike: tuple[Alike, ...]
     unknown: bool = True
+
+    def __post_init__(self) -> None:
+        not_below(self, n=(self.n, 1))
+        if not self.alike:
+            raise SelfloopError("AtMost(alike=()): say what makes groups alike, as in "
+                                "AtMost(1, (SameText(),)); by nothing all are alike")
 
     def __call__(self, groups: Sequence[Group], key: str) -> list[Group]:
         """The groups that stay."""
@@ -53,6 +61,9 @@ class Balanced:
     alike: Alike
     ratio: float = 1.0
     least: int = 1
+
+    def __post_init__(self) -> None:
+        not_below(self, ratio=(self.ratio, 1), least=(self.least, 1))
 
     def __call__(self, groups: Sequence[Group], key: str) -> list[Group]:
         """The groups that stay, in order."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from selfloop import keys
-from selfloop.organize.refine.filters import only
+from selfloop.organize.refine.filters import not_below, only
 from selfloop.roles import SelfloopError
 from selfloop.types import Group, Verdict
 
@@ -23,6 +23,9 @@ class BestRight:
     by: str
     k: int = 2
     at_least: float = 0.5
+
+    def __post_init__(self) -> None:
+        not_below(self, k=(self.k, 1))
 
     def __call__(self, groups: Sequence[Group], key: str) -> list[Group]:
         """The same groups with at most k rollouts. Raises SelfloopError when no verdict of the

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from selfloop.organize.refine.filters import not_below
 from selfloop.roles import SelfloopError
 from selfloop.types import Group
 
@@ -22,6 +23,9 @@ class NeedsPicture:
 
     k: int = 2
     strict: bool = True
+
+    def __post_init__(self) -> None:
+        not_below(self, k=(self.k, 1))
 
     def __call__(self, groups: Sequence[Group]) -> list[Group]:
         """The groups that stay."""

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from selfloop import keys
-from selfloop.organize.signals import HERE
+from selfloop.organize.refine.filters import by_what_was_asked, not_below
+from selfloop.organize.signals import HERE, clean, says
 from selfloop.roles import SelfloopError
 from selfloop.types import AnySignal, Branch, Context, Demonstration, Group, Message, Part, Rollout
 
@@ -17,15 +18,21 @@ SELECT = "These were answered:\n{options}\nWhich one is right? Check them and an
 DESCRIBED = "Description of the picture: {description}\n"
 
 
+def _asked_apart(groups: Sequence[Group], key: str) -> list[tuple[Group, str]]:
+    return [part for g in groups for part in by_what_was_asked(g, f"{key}/{g.sample.id}")]
+
+
 def _sorted_out(group: Group, key: str) -> tuple[list[Rollout], list[Rollout]]:
-    """(right, wrong) finished answers of one turn, distinct texts only, in a keyed order."""
+    """(right, wrong) finished answers of one turn that say something, distinct texts only, in a
+    keyed order."""
     seen: set[str] = set()
     right: list[Rollout] = []
     wrong: list[Rollout] = []
     judged = list(group.scored())
     for i in keys.shuffled(len(judged), key):
         rollout, score = judged[i]
-        if rollout.finish_reason != "stop" or len(rollout.turns) != 1 or rollout.text in seen:
+        if rollout.finish_reason != "stop" or len(rollout.turns) != 1 \
+                or rollout.text in seen or not says(rollout):
             continue
         seen.add(rollout.text)
         (right if score >= 0.5 else wrong).append(rollout)
@@ -34,7 +41,10 @@ def _sorted_out(group: Group, key: str) -> tuple[list[Rollout], list[Rollout]]:
 
 def _row(group: Group, asked: str, target: Rollout, others: Sequence[Rollout], why: str
          ) -> Demonstration:
-    context = _ended(group.sample.context, asked)
+    told = group.sample.context
+    if told.text not in (r.context.text for r in group.rollouts):  # another question about it
+        told = clean(target.context)
+    context = _ended(told, asked)
     return Demonstration(branches={"target": Branch.under(context, target)},
                          sample=group.sample.id, role=target.role, why=why,
                          rollouts=(target.id, *(r.id for r in others)))
@@ -58,11 +68,14 @@ class Refine:
     per_sample: int = 1
     makes: ClassVar[tuple[AnySignal, ...]] = (Demonstration(branches={"target": HERE}),)
 
+    def __post_init__(self) -> None:
+        not_below(self, per_sample=(self.per_sample, 1))
+
     def __call__(self, groups: Sequence[Group], key: str) -> list[AnySignal]:
         """Rows of all groups that have right and wrong answers."""
         made: list[AnySignal] = []
-        for group in groups:
-            right, wrong = _sorted_out(group, f"{key}/{group.sample.id}")
+        for group, own in _asked_apart(groups, key):
+            right, wrong = _sorted_out(group, own)
             for bad, good in list(zip(wrong, right, strict=False))[:self.per_sample]:
                 made.append(_row(group, self.prompt.replace("{wrong}", bad.text), good, (bad,),
                                  "wrong -> right"))
@@ -82,11 +95,13 @@ class Select:
     prompt: str = SELECT
     makes: ClassVar[tuple[AnySignal, ...]] = (Demonstration(branches={"target": HERE}),)
 
+    def __post_init__(self) -> None:
+        not_below(self, k=(self.k, 2))
+
     def __call__(self, groups: Sequence[Group], key: str) -> list[AnySignal]:
         """Rows of all groups that have right and wrong answers."""
         made: list[AnySignal] = []
-        for group in groups:
-            own = f"{key}/{group.sample.id}"
+        for group, own in _asked_apart(groups, key):
             right, wrong = _sorted_out(group, own)
             if not right or not wrong or len(right) + len(wrong) < self.k:
                 continue

@@ -8,7 +8,9 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
+from operator import eq
 
 from selfloop.organize.refine.filters import only
 from selfloop.organize.refine.wording import normal, units, visible
@@ -20,6 +22,8 @@ RULES = frozenset("-_=.\u00b7\u2026*#~+|\u2013\u2014\u2500\u2550\u2022")
 """Characters that lines are drawn with."""
 NUMERIC = frozenset("0123456789 \n\t[](){},.;:+-*/=%<>|")
 """Characters that lists of numbers, matrices and boxes are written with."""
+FORMULA = frozenset("+-*/=^_<>()[]{}|,.;:!'$\\&%\u00b0")
+"""Characters that formulas, points and sets are written with, beside Unicode's own for them."""
 WINDOW = 8
 """Characters of which two equal runs, equally far apart again and again, make a period."""
 PERIODIC = 24
@@ -37,13 +41,17 @@ class Degenerate:
     than 30 times, more than half of the characters neither letter nor digit, repeated sentences).
     CSR counts newlines within one sentence; here they count in a row, so that a worked solution
     passes. Tables, JSON, lists of numbers and fenced code are not prose: no limit on words,
-    phrases and symbols holds in them. A foreign script is one that neither `scripts` name, nor the
+    phrases and symbols holds in them. A formula may have half as many letters and digits as
+    `symbols` asks for. A foreign script is one that neither `scripts` name, nor the
     question is in, nor most answers of the group; symbols and emoji are of no script.
     """
 
     phrase_repeats: int = 6
     """So many times the same phrase, one after the other, with or without spaces; or the same
-    sentence anywhere."""
+    sentence anywhere ..."""
+    sentence_share: float = 0.1
+    """... if these are more than this share of the sentences: who thinks long says "let me check
+    that again" more than once."""
     character_repeats: int = 11
     word_count: int = 30
     """So often may one word of two letters or more occur in a text of any length ..."""
@@ -78,15 +86,14 @@ class Degenerate:
         if any(len(found[0]) >= self.character_repeats * _patience(found[1]) for found in
                re.finditer(rf"(\S)\1{{{self.character_repeats - 1}}}\1*", seen)):
             return "a character repeats"
-        told = Counter(w for w in words if len(w) > 1 and any(map(str.isalpha, w)))
-        most = max(told.values(), default=0)
-        if most > self.word_count and most > self.word_share * len(words):
+        if self._says_one_word(words):
             return "a word occurs too often"
         if re.search(rf"(?:\n[^\S\n]*){{{self.newlines + 1}}}", seen):
             return "newlines repeat"
-        if len(prose) >= self.short and _symbol_share(prose) > self.symbols:
+        if len(prose) >= self.short and _is_mostly_symbols(
+                prose, (1 + self.symbols) / 2 if _is_formula(prose) else self.symbols):
             return "mostly symbols"
-        if self.scripts is not None and _scripts(seen).keys() - {
+        if self.scripts is not None and not seen.isascii() and _scripts(seen).keys() - {
                 "ASCII"} - _united({*self.scripts, *about}):
             return "a foreign script"
         return None
@@ -94,7 +101,13 @@ class Degenerate:
     def _repeats(self, prose: str, words: Sequence[str]) -> bool:
         return _a_phrase_follows_itself(words, self.phrase_repeats) \
             or _periodic(" ".join(words), self.phrase_repeats) \
-            or _most_said(prose) >= self.phrase_repeats
+            or _is_said(prose, self.phrase_repeats, self.sentence_share)
+
+    def _says_one_word(self, words: Sequence[str]) -> bool:
+        most = max(self.word_count, self.word_share * len(words))
+        return len(words) > most and any(
+            n > most and len(word) > 1 and any(map(str.isalpha, word))
+            for word, n in Counter(words).items())
 
 
 def scripts_about(group: Group) -> frozenset[str]:
@@ -108,6 +121,8 @@ def scripts_about(group: Group) -> frozenset[str]:
 
 def _main(text: str) -> str:
     """The script of most letters of a text; "" without any."""
+    if text.isascii():
+        return "ASCII" if any(map(str.isalpha, text)) else ""
     found = _scripts(text)
     return max(sorted(found), key=lambda name: found[name]) if found else ""
 
@@ -119,6 +134,8 @@ def _scripts(text: str) -> Counter[str]:
     superscripts, of the real numbers' R and of full width it is Latin. Letter-like symbols
     (U+2100 to U+214F) and modifiers are of no script.
     """
+    if text.isascii():
+        return +Counter(ASCII=sum(map(str.isalpha, text)))
     found: Counter[str] = Counter()
     for character, times in Counter(text).items():
         if character.isascii():
@@ -140,6 +157,8 @@ def _prose(text: str) -> str:
     text = re.sub(r"```[^`]*```", " ", text)
     if _is_json(text) or (set(text) <= NUMERIC and any(map(str.isdigit, text))):
         return ""
+    if "|" not in text:
+        return text
     lines: list[str] = []
     for bars, same in groupby(text.split("\n"), key=lambda line: line.count("|")):
         rows = list(same)
@@ -164,7 +183,9 @@ def _patience(character: str) -> int:
 def _a_phrase_follows_itself(words: Sequence[str], times: int, longest: int = 5) -> bool:
     """Whether a phrase of up to `longest` words stands so many times in a row."""
     for size in range(1, longest + 1):
-        run = 0  # words in a row that equal the one `size` before
+        if sum(map(eq, words, words[size:])) < (times - 1) * size:
+            continue  # too few words equal the one `size` before
+        run = 0  # of those, how many in a row
         for i in range(size, len(words)):
             run = run + 1 if words[i] == words[i - size] else 0
             repeats = run // size + 1
@@ -179,7 +200,12 @@ def _periodic(text: str, times: int) -> bool:
 
     Every window of characters is looked up where it last stood; in a period it always stands
     equally far back. Periods in which a window stands twice are left to the count of sentences.
+    A text in which nothing long enough stands twice is not looked at so closely.
     """
+    least = _overlap(times)
+    places = range(len(text) - least + 1)
+    if len({text[i:i + least] for i in places}) == len(places):
+        return False
     last: dict[str, int] = {}
     before = run = 0
     for i in range(len(text) - WINDOW + 1):
@@ -195,14 +221,42 @@ def _periodic(text: str, times: int) -> bool:
     return False
 
 
-def _most_said(prose: str) -> int:
-    """How often the sentence of three words or more that is said most is said."""
-    said = Counter(normal(s) for s in re.split(r"[.!?\u3002\uff01\uff1f\n]+", prose))
-    return max((n for sentence, n in said.items() if n > 1 and len(units(sentence)) > 2), default=0)
+@cache
+def _overlap(times: int) -> int:
+    """Characters that a text of any period shares at least with itself, moved by that period."""
+    return min(max(PERIODIC, times * back) - back for back in range(1, PERIODIC + 1))
 
 
-def _symbol_share(text: str) -> float:
-    """The share of symbols; a line that is drawn, or a leader, counts as one."""
-    seen = [c for c, run in groupby(c for c in text if not c.isspace())
-            for _ in (run if c not in RULES else c)]
-    return sum(not c.isalnum() for c in seen) / max(1, len(seen))
+def _is_said(prose: str, times: int, share: float) -> bool:
+    """Whether a sentence of three words or more is said so many times, and twice at least, and is
+    more than this share of all."""
+    sentences = [s for s in re.split(r"[.!?\u3002\uff01\uff1f\n]+", prose) if s.strip()]
+    if len(sentences) < times:
+        return False
+    said = Counter(map(normal, sentences))
+    return any(n >= max(2, times) and n > share * len(sentences) and len(units(sentence)) > 2
+               for sentence, n in said.items())
+
+
+def _is_formula(text: str) -> bool:
+    """Whether a text is written as formulas are, and what opens in it closes: (x+1)^2 = 9."""
+    odd = {c for c in set(text) if not c.isalnum() and not c.isspace()}
+    if any(c not in FORMULA and unicodedata.category(c) != "Sm" for c in odd):
+        return False
+    depth = 0
+    for c in text:
+        depth += (c in "([{") - (c in ")]}")
+        if depth < 0:
+            return False
+    return depth == 0
+
+
+def _is_mostly_symbols(text: str, most: float) -> bool:
+    """Whether more than this share are symbols; a line that is drawn, or a leader, counts as one.
+    """
+    seen = "".join(text.split())
+    plain = sum(map(str.isalnum, seen))
+    if (len(seen) - plain) / max(1, len(seen)) <= most:
+        return False  # a line that counts as one makes the share no greater
+    count = sum(1 if c in RULES else len([*run]) for c, run in groupby(seen))
+    return (count - plain) / max(1, count) > most

@@ -10,12 +10,31 @@ from selfloop.roles import SelfloopError
 from selfloop.types import Group, Rollout
 
 
+def not_below(part: object, **least: tuple[float, float]) -> None:
+    """Raises SelfloopError for an option, given as (value, its least), that is below its least:
+    such a step would throw all away, or keep all, without a word."""
+    for name, (value, most) in least.items():
+        if not value >= most:
+            raise SelfloopError(f"{type(part).__name__}({name}={value:g}): must be at least "
+                                f"{most:g}")
+
+
+def in_order(part: object, low: float, high: float) -> None:
+    """Raises SelfloopError for a window that nothing can be in."""
+    if not low <= high:
+        raise SelfloopError(f"{type(part).__name__}(low={low:g}, high={high:g}): nothing lies "
+                            "between them; low must not be above high")
+
+
 @dataclass(frozen=True)
 class AccuracyBand:
     """Keep groups whose mean score lies in [low, high] (primitives F8)."""
 
     low: float = 0.1
     high: float = 0.9
+
+    def __post_init__(self) -> None:
+        in_order(self, self.low, self.high)
 
     def __call__(self, groups: Sequence[Group]) -> list[Group]:
         """The groups inside the band; unjudged groups are outside."""
@@ -101,6 +120,17 @@ class Apart:
         return [only(g, [noted_alike(r, self.notes) == part for r in g.rollouts])
                 for g in groups
                 for part in dict.fromkeys(noted_alike(r, self.notes) for r in g.rollouts)]
+
+
+def by_what_was_asked(group: Group, key: str) -> list[tuple[Group, str]]:
+    """(part, key) of a group for each question in it: a sampler may ask several about one sample,
+    or for a description first, and answers to different questions are no pair."""
+    asked = [r.context.text for r in group.rollouts]
+    questions = list(dict.fromkeys(asked))
+    if len(questions) < 2:
+        return [(group, key)]
+    return [(only(group, [a == question for a in asked]), f"{key}/{i}")
+            for i, question in enumerate(questions)]
 
 
 def noted_alike(rollout: Rollout, notes: Sequence[str]) -> tuple[str, ...]:

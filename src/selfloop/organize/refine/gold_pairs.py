@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
+
+import numpy as np
 
 from selfloop import keys
 from selfloop.organize.refine.pairs import astray
@@ -87,17 +91,72 @@ class GoldOfAnother:
                 asked.setdefault(sample.context.text, []).append(sample)
         found: list[AnySignal] = []
         for samples in asked.values():
-            for sample in samples:
-                gold = str(answers[sample.id])
-                others = [o for o in samples if not _same(gold, str(answers[o.id]))]
-                if self.near:
-                    others = sorted(others, key=lambda o: -_shared(gold, str(answers[o.id])))
-                    others = others[:self.near]
-                if others:
-                    u = float(keys.uniforms(f"{key}/{sample.id}", 1)[0])
-                    other = others[int(u * len(others))]
-                    found.append(_contradiction(sample, other, gold, str(answers[other.id])))
+            golds = [str(answers[sample.id]) for sample in samples]
+            others = _Others(golds, self.near)
+            for sample, gold in zip(samples, golds, strict=True):
+                u = float(keys.uniforms(f"{key}/{sample.id}", 1)[0])
+                other = others.drawn(gold, u)
+                if other is not None:
+                    found.append(_contradiction(sample, samples[other], gold, golds[other]))
         return found
+
+
+class _Others:
+    """Which of many gold answers say something else than one of them: the `near` of them that
+    share most words with it, or all (0). Answers that say the same are looked at once."""
+
+    def __init__(self, golds: Sequence[str], near: int) -> None:
+        self._near, self._count = near, len(golds)
+        self._places: dict[tuple[str, ...], list[int]] = {}
+        for i, gold in enumerate(golds):
+            self._places.setdefault(_words(gold), []).append(i)
+        self._said = list(self._places)
+        self._sizes = np.array([len(words) for words in self._said])
+        self._having: dict[tuple[str, int], list[int]] = {}
+        for i, words in enumerate(self._said if near else ()):
+            for token in _counted(words):
+                self._having.setdefault(token, []).append(i)
+        self._nearest = cache(self._nearest_of)
+
+    def drawn(self, gold: str, u: float) -> int | None:
+        """The place of one of them, by a number from [0, 1); None where there is none."""
+        own = self._places[_words(gold)]
+        if self._near:
+            nearest = self._nearest(_words(gold))
+            return nearest[int(u * len(nearest))] if nearest else None
+        if len(own) == self._count:
+            return None
+        k = int(u * (self._count - len(own)))  # the k-th place that is none of its own
+        return k + bisect_right([place - i for i, place in enumerate(own)], k)
+
+    def _nearest_of(self, words: tuple[str, ...]) -> list[int]:
+        both = np.zeros(len(self._said))
+        for token in _counted(words):
+            both[self._having[token]] += 1
+        share = both / np.maximum(1, len(words) + self._sizes - both)
+        ranked: list[tuple[float, int]] = []
+        last = 0.0
+        for i in np.argsort(-share, kind="stable").tolist():
+            if len(ranked) >= self._near and share[i] != last:
+                break
+            if self._said[i] != words:
+                last = float(share[i])
+                ranked += [(-last, place) for place in self._places[self._said[i]]]
+        return [place for _, place in sorted(ranked)[:self._near]]
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.lower().split())
+
+
+def _counted(words: Sequence[str]) -> list[tuple[str, int]]:
+    """The words, a repeated one as its first, second ... occurrence."""
+    seen: Counter[str] = Counter()
+    found = []
+    for word in words:
+        found.append((word, seen[word]))
+        seen[word] += 1
+    return found
 
 
 def _contradiction(sample: Sample, other: Sample, gold: str, theirs: str) -> Pair:
@@ -107,11 +166,5 @@ def _contradiction(sample: Sample, other: Sample, gold: str, theirs: str) -> Pai
                 sample=sample.id, why=f"gold against that of {other.id}")
 
 
-def _shared(a: str, b: str) -> float:
-    """Words in both over words in either, as multisets."""
-    mine, theirs = Counter(a.lower().split()), Counter(b.lower().split())
-    return (mine & theirs).total() / max(1, (mine | theirs).total())
-
-
 def _same(a: str, b: str) -> bool:
-    return a.lower().split() == b.lower().split()
+    return _words(a) == _words(b)

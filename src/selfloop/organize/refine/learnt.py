@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from selfloop.organize.refine.filters import Role
+from selfloop.organize.refine.filters import Role, in_order, not_below
 from selfloop.types import Group
 
 
@@ -37,6 +37,10 @@ class Learnt:
     high: float = 0.9
     memory: int = 4096
     solver: str = "solver"
+
+    def __post_init__(self) -> None:
+        in_order(self, self.low, self.high)
+        not_below(self, memory=(self.memory, 1))
 
     def __call__(self, groups: Sequence[Group], state: Mapping[str, Any]
                  ) -> tuple[list[Group], dict[str, Any]]:

@@ -142,7 +142,9 @@ def near_texts(texts: Sequence[str], jaccard: float = 0.8, n: int = 3) -> list[i
 
     Exact. Equal texts are one item. Near sets share at least c = ceil(jaccard |A|) n-grams, so of
     the |A| - c + k rarest of each they share k (prefix filtering: Chaudhuri, Ganti and Kaushik
-    2006, ICDE; Bayardo, Ma and Srikant 2007, WWW; k > 1: Wang, Li and Feng 2012, SIGMOD). Short
+    2006, ICDE; Bayardo, Ma and Srikant 2007, WWW; k > 1: Wang, Li and Feng 2012, SIGMOD). The
+    smaller B shares ceil(2 jaccard / (1 + jaccard) |B|), so that fewer of its n-grams do, and what
+    all questions of one template say is none of them (Xiao et al. 2008, WWW, section 3). Short
     sets are looked up by two n-grams (k = 2), others by one: about linear, unless many long texts
     consist of the same few n-grams. Texts without words are near nothing but each other.
     """
@@ -151,12 +153,13 @@ def near_texts(texts: Sequence[str], jaccard: float = 0.8, n: int = 3) -> list[i
     common = Counter(s for own in grams.values() for s in own)
     rank = {s: i for i, s in enumerate(sorted(common, key=lambda s: (common[s], s)))}
     sets = [frozenset(rank[s] for s in own) for own in grams.values()]
-    clusters = Clusters(len(sets))
+    clusters, order = Clusters(len(sets)), [(len(own), i) for i, own in enumerate(sets)]
     for sharing in (_sharing_two(sets, jaccard), _sharing_one(sets, jaccard)):
-        for places in sharing:
-            for at, i in enumerate(places):
-                for j in places[:at]:
-                    if clusters.of(i) != clusters.of(j) and _near_sets(sets[i], sets[j], jaccard):
+        for places, smaller in sharing:
+            for i in places:
+                for j in smaller:
+                    if order[j] < order[i] and clusters.of(i) != clusters.of(j) \
+                            and _near_sets(sets[i], sets[j], jaccard):
                         clusters.join(i, j)
     place = {text: i for i, text in enumerate(grams)}
     return _renumbered(clusters.of(place[text]) for text in plain)
@@ -179,34 +182,46 @@ def _is_short(size: int, jaccard: float) -> bool:
     return size - _least(size, jaccard) + 2 <= LONGEST_PREFIX
 
 
-def _sharing_two(sets: Sequence[frozenset[int]], jaccard: float) -> Iterator[list[int]]:
+def _rare(own: frozenset[int], jaccard: float, k: int) -> tuple[list[int], int]:
+    """The n-grams of which a set shares k with any near one, rarest first; and how many of them
+    will do if it is the smaller one."""
+    shared = math.ceil(2 * jaccard / (1 + jaccard) * len(own) - SLACK)
+    return sorted(own)[:len(own) - _least(len(own), jaccard) + k], len(own) - shared + k
+
+
+Sharing = Iterator[tuple[list[int], list[int]]]
+"""Sets that have rare n-grams in common, and those of them that are found if they are smaller."""
+
+
+def _sharing_two(sets: Sequence[frozenset[int]], jaccard: float) -> Sharing:
     """Groups of short sets that have two rare n-grams in common."""
     owners, marks = array("q"), array("q")
     for i, own in enumerate(sets):
         if _is_short(len(own), jaccard):
-            rare = sorted(own)[:len(own) - _least(len(own), jaccard) + 2]
-            for a, b in combinations(rare, 2):
-                owners.append(i)
+            rare, first = _rare(own, jaccard, 2)
+            for (_, a), (at, b) in combinations(enumerate(rare), 2):
+                owners.append(2 * i + (at < first))
                 marks.append(a << 32 | b)
     return _grouped(marks, owners)
 
 
-def _sharing_one(sets: Sequence[frozenset[int]], jaccard: float) -> Iterator[list[int]]:
+def _sharing_one(sets: Sequence[frozenset[int]], jaccard: float) -> Sharing:
     """Groups that have one rare n-gram in common, of the sets that may be near a longer one than
     `_sharing_two` sees, or near by a single n-gram."""
+    owners, marks = array("q"), array("q")
     longest = max((len(s) for s in sets), default=0)
     too_long = next((k for k in range(1, longest + 1) if not _is_short(k, jaccard)), longest + 1)
-    owners, marks = array("q"), array("q")
     for i, own in enumerate(sets):
         if len(own) >= jaccard * too_long - SLACK or _least(len(own), jaccard) < 2:
-            for a in sorted(own)[:len(own) - _least(len(own), jaccard) + 1]:
-                owners.append(i)
+            rare, first = _rare(own, jaccard, 1)
+            for at, a in enumerate(rare):
+                owners.append(2 * i + (at < first))
                 marks.append(a)
     return _grouped(marks, owners)
 
 
-def _grouped(marks: array[int], owners: array[int]) -> Iterator[list[int]]:
-    """The owners of each mark that has several, in order."""
+def _grouped(marks: array[int], owners: array[int]) -> Sharing:
+    """The owners of each mark that has several, in order, and those whose number is odd."""
     if not len(marks):
         return
     mark, owner = np.frombuffer(marks, np.int64), np.frombuffer(owners, np.int64)
@@ -214,7 +229,9 @@ def _grouped(marks: array[int], owners: array[int]) -> Iterator[list[int]]:
     starts = np.unique(mark[order], return_index=True)[1]
     sizes = np.diff(np.append(starts, len(order)))
     for start, size in zip(starts[sizes > 1].tolist(), sizes[sizes > 1].tolist(), strict=True):
-        yield owner[order[start:start + size]].tolist()
+        found = owner[order[start:start + size]]
+        if len(smaller := found[found % 2 == 1]):
+            yield (found // 2).tolist(), (smaller // 2).tolist()
 
 
 def near_vectors(vectors: Sequence[Sequence[float]], cosine: float = 0.95, *, tables: int = 16,
@@ -224,7 +241,7 @@ def near_vectors(vectors: Sequence[Sequence[float]], cosine: float = 0.95, *, ta
     Candidates share the signs of `bits` random projections in one of `tables` draws (Charikar
     2002, STOC) and are then compared exactly: nothing far is joined; two vectors at angle t are
     missed with chance (1 - (1 - t / pi)^bits)^tables, 0.6 % at cosine 0.95. N / 2^bits
-    comparisons a vector and table for evenly spread vectors.
+    comparisons a vector and table for evenly spread vectors, and few where many are near.
     """
     if not len(vectors):
         return []
@@ -237,11 +254,22 @@ def near_vectors(vectors: Sequence[Sequence[float]], cosine: float = 0.95, *, ta
         order = np.argsort(mark, kind="stable")
         starts = np.unique(mark[order], return_index=True)[1][1:]
         for places in np.split(order, starts):
-            for at, i in enumerate(places[:-1].tolist()):
-                later = places[at + 1:]
-                for j in later[x[later] @ x[i] >= cosine].tolist():
-                    clusters.join(i, j)
+            _join_near(x, places, cosine, clusters)
     return clusters.labels()
+
+
+def _join_near(x: Array, places: Array, cosine: float, clusters: Clusters) -> None:
+    """Join what is near among these places; what stands in one cluster is not compared again."""
+    own = np.array([clusters.of(i) for i in places.tolist()])
+    for at, i in enumerate(places.tolist()):
+        others = at + np.flatnonzero(own[at:] != own[at])
+        if not len(others):
+            return
+        near = np.unique(own[others[x[places[others]] @ x[i] >= cosine]])
+        for j in near.tolist():
+            clusters.join(i, j)
+        if len(near):
+            own[np.isin(own, near)] = own[at]
 
 
 def _renumbered(labels: Iterable[int]) -> list[int]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from statistics import fmean
+from functools import cache
+from itertools import accumulate
+from operator import itemgetter
 
 from selfloop.organize.refine.degenerate import Degenerate, scripts_about
+from selfloop.organize.refine.filters import in_order
 from selfloop.organize.refine.pairs import Candidate
 from selfloop.organize.refine.wording import units, visible
 from selfloop.organize.signals import EDGE
@@ -20,10 +24,11 @@ def _plain(text: str) -> str:
 
 @dataclass(frozen=True)
 class Distinct:
-    """Drop pairs of equal texts, bare yes or no, and rejected texts contained in the chosen (F1);
-    of an empty chosen text in any case: it would teach to say nothing.
+    """Drop pairs of equal texts, bare yes or no, and rejected texts contained in the chosen, word
+    by word (F1); of an empty chosen text in any case: it would teach to say nothing.
 
-    SENA (released code; case and white space apart); SeVa (released code) drops equal texts only:
+    SENA (released code; case and white space apart; there by characters, which takes 3 to be in 13
+    and the option "A" in any sentence); SeVa (released code) drops equal texts only:
     `Distinct(contained=False, bare=())`.
     """
 
@@ -41,7 +46,13 @@ class Distinct:
             return False
         if {chosen.rstrip("."), rejected.rstrip(".")} & set(self.bare):
             return False
-        return not (self.contained and rejected in chosen)
+        return not (self.contained and rejected in chosen and _within(units(rejected),
+                                                                      units(chosen)))
+
+
+def _within(some: Sequence[str], words: Sequence[str]) -> bool:
+    """Whether these words stand in a row among the others."""
+    return any(words[i:i + len(some)] == some for i in range(len(words) - len(some) + 1))
 
 
 @dataclass(frozen=True)
@@ -52,12 +63,11 @@ class Fluent:
 
     def __call__(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """The pairs whose two texts are both whole."""
-        return [c for c in candidates if not self._broken(c)]
-
-    def _broken(self, candidate: Candidate) -> bool:
-        about = scripts_about(candidate.group)
-        return any(self.test.reason(side.text, about) is not None
-                   for side in (candidate.chosen, candidate.rejected))
+        once = {id(c.group): c.group for c in candidates}
+        about = {own: scripts_about(group) for own, group in once.items()}
+        broken = cache(self.test.reason)  # an answer may stand in several pairs
+        return [c for c in candidates if not any(
+            broken(side.text, about[id(c.group)]) for side in (c.chosen, c.rejected))]
 
 
 @dataclass(frozen=True)
@@ -79,24 +89,18 @@ class LengthBalance:
 
     def __call__(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """The pairs that the best tau keeps."""
-        pairs = [c for c in candidates if c.chosen.text != c.rejected.text and c.rejected.tokens]
-        best: tuple[float, list[Candidate]] = (float("inf"), [])
+        pairs = [(c, c.chosen.tokens, c.rejected.tokens) for c in candidates
+                 if c.chosen.text != c.rejected.text and c.rejected.tokens]
+        ranked = sorted((1 - own / other, own, other) for _, own, other in pairs)
+        chosen, rejected = ([0, *accumulate(side)] for side in (
+            [own for _, own, _ in ranked], [other for *_, other in ranked]))
+        best, tau = float("inf"), float("-inf")
         for i in range(round(0.98 / self.step) + 1):
-            kept = [c for c in pairs if _shorter(c) <= i * self.step + 1e-9]
-            if kept and (off := _imbalance(kept)) <= best[0]:
-                best = off, kept
-        return best[1]
-
-
-def _shorter(candidate: Candidate) -> float:
-    """By what share of the rejected the chosen is shorter; negative when it is longer."""
-    return 1 - candidate.chosen.tokens / candidate.rejected.tokens
-
-
-def _imbalance(pairs: Sequence[Candidate]) -> float:
-    chosen, rejected = (fmean(getattr(c, side).tokens for c in pairs)
-                        for side in ("chosen", "rejected"))
-    return abs(chosen - rejected) / rejected
+            most = i * self.step + 1e-9
+            n = bisect_right(ranked, most, key=itemgetter(0))  # pairs that this tau keeps
+            if n and (off := abs(chosen[n] / n - rejected[n] / n) / (rejected[n] / n)) <= best:
+                best, tau = off, most
+        return [c for c, own, other in pairs if 1 - own / other <= tau]
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,9 @@ class SimilarityWindow:
 
     low: float = 0.2
     high: float = 0.95
+
+    def __post_init__(self) -> None:
+        in_order(self, self.low, self.high)
 
     def __call__(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """The pairs inside the window."""

@@ -12,6 +12,7 @@ from itertools import combinations, cycle, pairwise
 from typing import Any, ClassVar
 
 from selfloop import keys
+from selfloop.organize.refine.filters import by_what_was_asked, not_below
 from selfloop.organize.refine.wording import visible
 from selfloop.organize.signals import EDGE, HERE, says_more, trained_on
 from selfloop.types import AnySignal, Group, Pair, Rollout
@@ -48,8 +49,9 @@ PairFilter = Callable[[Sequence[Candidate]], list[Candidate]]
 class Pairs:
     """Preference pairs: `propose` per group, then every filter in turn, over all candidates.
 
-    Both answers are trained under the unchanged pictures; cut and failed rollouts take no part,
-    and a pair whose chosen answer is empty is never made: it would teach to say nothing.
+    A group in which several questions were asked is proposed from question by question. Both
+    answers are trained under the unchanged pictures; cut and failed rollouts take no part, and a
+    pair whose chosen answer is empty is never made: it would teach to say nothing.
     """
 
     propose: Propose
@@ -60,7 +62,8 @@ class Pairs:
 
     def __call__(self, groups: Sequence[Group], key: str) -> list[AnySignal]:
         """One Pair a candidate that stays."""
-        found = [c for g in groups for c in self.propose(g, f"{key}/{g.sample.id}")]
+        found = [c for g in groups for part, own in by_what_was_asked(g, f"{key}/{g.sample.id}")
+                 for c in self.propose(part, own)]
         for keep in self.filters:
             found = keep(found)
         return [_pair(c, c.gap if self.margins else 0.0) for c in found
@@ -97,10 +100,13 @@ class Margin:
     gap: float = 1.0
     per_sample: int = 2
 
+    def __post_init__(self) -> None:
+        not_below(self, per_sample=(self.per_sample, 0))
+
     def __call__(self, group: Group, key: str) -> list[Candidate]:
         """Candidates of one group; equal scores never make one."""
         found = [c for a, b in combinations(_judged(group), 2)
-                 if (c := _candidate(group, a, b, "margin")).gap >= self.gap - EDGE and c.gap > 0
+                 if (c := _candidate(group, a, b, "margin")).gap >= self.gap - EDGE and c.gap > EDGE
                  and says_more(c.chosen, c.rejected)]
         order = keys.shuffled(len(found), key)
         return [found[i] for i in sorted(order[:self.per_sample or None])]
@@ -119,7 +125,7 @@ class BestVersusWorst:
         if len(mixed) < 2:
             return []
         found = _candidate(group, max(mixed, key=_score), min(mixed, key=_score), "best, worst")
-        apart = found.gap > 0 and found.gap >= self.gap - EDGE
+        apart = found.gap > EDGE and found.gap >= self.gap - EDGE
         return [found] if apart and says_more(found.chosen, found.rejected) else []
 
 
@@ -142,7 +148,7 @@ class Levels:
         judged = _judged(group)
         levels: dict[float, Any] = {}
         for i in keys.shuffled(len(judged), key):
-            levels.setdefault(judged[i][1], judged[i])
+            levels.setdefault(round(judged[i][1], 9), judged[i])
         ranked = sorted(levels.values(), key=_score, reverse=True)
         chosen = pairwise(ranked) if self.adjacent else combinations(ranked, 2)
         return [c for a, b in chosen if says_more((c := _candidate(group, a, b, "levels")).chosen,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from selfloop.organize.refine.filters import not_below
 from selfloop.types import Group, Sample, Verdict
 
 
@@ -23,6 +24,9 @@ class Pool:
     keep: Literal["union", "latest"] = "union"
     limit: int = 2000
     rollouts: int = 32
+
+    def __post_init__(self) -> None:
+        not_below(self, limit=(self.limit, 1), rollouts=(self.rollouts, 1))
 
     def __call__(self, groups: Sequence[Group], state: Mapping[str, Any]
                  ) -> tuple[list[Group], dict[str, Any]]:

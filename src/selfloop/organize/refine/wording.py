@@ -19,7 +19,10 @@ _OPERATORS = "-*/%#&@^\\"
 def visible(text: str) -> str:
     """The text without white space at the ends and without characters that show nothing
     (Unicode category Cf: zero-width spaces and joiners, marks of direction, soft hyphens)."""
-    return "".join(c for c in text if c.isascii() or unicodedata.category(c) != "Cf").strip()
+    if text.isascii():
+        return text.strip()
+    unseen = [ord(c) for c in set(text) if unicodedata.category(c) == "Cf"]
+    return text.translate(dict.fromkeys(unseen)).strip()
 
 
 def normal(text: str) -> str:
@@ -29,14 +32,14 @@ def normal(text: str) -> str:
     """
     folded = visible(unicodedata.normalize("NFKC", text).casefold())
     plain = _EMPHASIS.sub(" ", _APOSTROPHES.sub("", unicodedata.normalize("NFKC", folded)))
-    kept = "".join(" " if _is_mark(plain, i) else c for i, c in enumerate(plain))
+    marks = {c for c in set(plain) if unicodedata.category(c)[0] == "P"}
+    kept = "".join(" " if c in marks and _is_mark(plain, i) else c for i, c in enumerate(plain)) \
+        if marks else plain
     return " ".join(kept.split()) or " ".join(folded.split())
 
 
 def _is_mark(text: str, i: int) -> bool:
-    """Whether the character is punctuation that says nothing."""
-    if text[i].isalnum() or text[i] == " " or unicodedata.category(text[i])[0] != "P":
-        return False
+    """Whether a character of punctuation says nothing."""
     before, after = text[i - 1:i], text[i + 1:i + 2]
     if text[i] in ".,":  # 3.5 is not 35
         return not after.isdigit() or not (before.isdigit() or text[i] == ".")

@@ -22,20 +22,25 @@ def majority(answers: Sequence[str | None]) -> tuple[str | None, float]:
     return answer, count / len(answers)
 
 
+def voted(text: str) -> str | None:
+    """What an answer votes for: its final answer in the form in which votes are counted. "Yes" and
+    "**yes**." are one vote, "1,200" is "1200"; None for an answer that says nothing."""
+    return normal_answer(text) or final_answer(text)  # a bare sign is an answer, too
+
+
 @dataclass(frozen=True)
 class MajorityVote:
     """1 for answers that agree with the group's majority, 0 for the others (MM-UPT, arXiv
     2505.22453). Abstains on the whole group when the majority's share is below `share`.
 
-    Answers are compared by `normal_answer`: "Yes" and "yes." are one vote, "1,200" is "1200".
+    Answers are compared by `voted`, as they are wherever votes are counted.
     """
 
     share: float = 0.5
 
     def __call__(self, group: Group) -> list[Verdict]:
         """One verdict a rollout."""
-        # a bare sign is an answer, too: "which operator ?"
-        votes = [normal_answer(r.text) or final_answer(r.text) for r in group.rollouts]
+        votes = [voted(r.text) for r in group.rollouts]
         winner, share = majority(votes)
         decided = winner is not None and share >= self.share
         return [Verdict(score=float(vote == winner) if decided else None,
