@@ -44,6 +44,7 @@ QUANTITIES = [
     ("not 5", "5", W), ("between 3 and 5", "5", W), ("1, 2, 3, 4, 5", "5", W),
     ("The answer is not 5", "5", W), ("4 out of 10", "10", W), ("- 5", "5", W),
     ("1e400", "1e400", N), ("5", "9" * 400, N), ("5 cm", "5 cm long", R),
+    ("three cm", "3 cm", R), ("two hours", "120 min", R),
 ]
 NUMBERS = [
     ("3 or 5", "5", W), ("1, 2, 3, 4, 5", "5", W), ("between 3 and 5", "5", W), ("not 5", "5", W),
@@ -52,6 +53,12 @@ NUMBERS = [
     ("10^3", "3", W), ("10^3", "1000", R), ("3 x 10^8", "8", W), ("3 x 10^8", "3e8", R),
     ("1 1/2", "1.5", R), ("1e-7", "2e-7", W), ("7", "1e400", N), ("7", "9" * 400, N),
     ("2 + 3 = 5", "5", R), ("\\boxed{\\frac{1}{2}}", "0.5", R), ("7 kg", "7", R),
+    ("three", "3", R), ("The answer is three.", "3", R), ("There are three cats.", "3", R),
+    ("minus three", "-3", R), ("twenty-one", "21", R), ("two hundred and five", "205", R),
+    ("a dozen", "12", R), ("three billion", "3e9", R), ("3", "three", R), ("three", "4", W),
+    ("three or four", "3", W), ("not three", "3", W), ("more than three", "3", W),
+    ("two and a half", "2", W), ("three point five", "5", W), ("twenty-first", "20", W),
+    ("the one on the left", "1", W), ("no one", "1", W), ("I count 3. One is red.", "3", R),
 ]
 CHOICES = [
     ("a or b", "A", W), ("a, b, c, d", "A", W), ("(a) (b) (c) (d)", "A", W), ("A cat", "A", W),
@@ -64,7 +71,11 @@ CHOICES = [
     ("(B) the cat", "B", R), ("Answer: (B)", "B", R), ("b) cat", "B", R), ("A", "A", R),
     ("I", "I", R), ("A is correct", "A", R), ("a", "A", R), ("B or C", "B", W), ("B/C", "B", W),
     ("A) cat B) dog", "A", W), ("B and C", "B", W), ("A. cat, B. dog", "A", W), ("not B", "B", W),
-    ("B is not right", "B", W),
+    ("B is not right", "B", W), ("B\n\nThe cat is black.", "B", R), ("A\nIt shows a cat.", "A", R),
+    ("B. A cat.\n\nExplanation: A is wrong, since it is white.", "B", R),
+    ("B\n\nA is wrong, since it is white.", "B", R), ("A. cat\nB. dog\nC. pig", "A", W),
+    ("C shows a cat.\nD shows a dog.\nSo the dog.", "C", W),
+    ("<think>The answer is A? No.</think>\nB", "B", R), ("B</think>\nC", "B", W),
 ]
 YES_OR_NO = [
     ("I have no idea", "no", W), ("no idea", "no", W), ("there is no way to tell", "no", W),
@@ -72,6 +83,10 @@ YES_OR_NO = [
     ("There is no cat", "no", R), ("No, there is no cat", "no", R), ("yes and no", "yes", W),
     ("yes or no", "yes", W), ("yes, no", "yes", W), ("yes/no", "no", W),
     ("The answer is yes", "yes", R), ("I'd say no.", "no", R), ("**Yes**", "yes", R),
+    ("Yes.\n\nThe dog is on the left.", "yes", R), ("No\nI see a cat.", "no", R),
+    ("Yes, a dog.\n\nThere is no cat.", "yes", R), ("No, wait.\nYes.", "yes", R),
+    ("No, wait.\nYes.", "no", W), ("No one can tell.", "no", W), ("not sure", "no", W),
+    ("Yes, I think.\nThe answer is 5", "yes", W), ("<think>yes?</think>No", "no", R),
 ]
 TEXTS = [
     ("A-", "A+", W), ("O+", "O-", W), (">5", "<5", W), ("C#", "C", W), ("C", "C++", W),
@@ -82,7 +97,14 @@ TEXTS = [
     ("['cat', 'dog']", ["cat", "dog"], W), ("- 5", "5", W), ("-5", "−5", R), ("\"cat\".", "cat", R),
     ("(cat)", "cat", R), ("**Answer:** cat", "cat", R), ("**The answer is cat**", "cat", R),
     ("f(x)", "f(x)", R), ("A*", "A", W), ("C#.", "C#", R), ("don't", "don't", R),
-    ("\\text{cat}", "cat", R),
+    ("\\text{cat}", "cat", R), ("**Final Answer**: cat", "cat", R),
+    ("**Answer:**\n\ncat", "cat", R), ("The answer is:\n\ncat", "cat", R),
+    ("cafe\u0301", "caf\u00e9", R), ("don\u2019t", "don't", R),
+    ("<think>The answer is dog? No ...</think>\n\ncat", "cat", R),
+    ("<think>The answer is cat? No ...</think>\n\ndog", "cat", W),
+    ("<think>\\boxed{cat}</think>dog", "cat", W), ("the cat</think>dog", "dog", R),
+    ("<think>The answer is cat", "cat", W), ("<think>The answer is cat</think>", "cat", W),
+    ("<answer>cat</answer><think>or a dog</think>", "cat", R), ("◁think▷dog◁/think▷cat", "cat", R),
 ]
 NEAR = [
     ("E=mc^2", "E=mc^2", R), ("answer: cat", "answer: cat", R), ("x", "", N),
@@ -105,6 +127,7 @@ SETS = [
     ("", ["a"], W), ("a", [], N), ("a", [3, 4], N), ("a", None, N), ("(a) (b)", ["A", "B"], R),
     ("x, y", "", N), ("[\"cat\", \"dog\"]", ["cat", "dog"], R), ("\\boxed{A, C}", ["A", "C"], R),
     ("B", ["B"], R), ("Options A and C", ["A", "C"], R),
+    ("<think>A and C</think>B", ["A", "C"], W), ("<think>B?</think>A and C", ["A", "C"], R),
 ]
 RULES = [(Quantity(), QUANTITIES), (number, NUMBERS), (choice, CHOICES), (yes_no, YES_OR_NO),
          (exact, TEXTS), (text, TEXTS), (ANLS(), NEAR), (Relaxed(), RELAXED), (Count(), COUNTS),
@@ -294,6 +317,7 @@ def test_parts_of_one_class_are_numbered():
 
 @pytest.mark.parametrize(("reply", "claims"), [
     ("- none", []), ("- a\nb\n- c", ["a b", "c"]), ("- a\n- none", ["a"]), ("none\nof it", None),
+    ("- a\n- b\n\nI hope this helps!", ["a", "b"]), ("<think>- no\n</think>- a", ["a"]),
 ])
 def test_lists_of_claims(reply, claims):
     assert claims_in(reply) == claims
