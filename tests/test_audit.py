@@ -56,8 +56,10 @@ def test_the_rules_that_ship_pass(name):
 def test_the_vote_that_ships_passes():
     found = audit(MajorityVote(), samples(GOLDS["exact"]))
     assert found.ok, found.reasons
-    assert found.reads == () and found.position_bias is not None
-    assert found.position_bias.value == 1, "of two that disagree the first wins: a known tie rule"
+    assert found.reads == () and found.position_bias is None, "two that disagree are a tie: unknown"
+    found = audit(MajorityVote(ties="first"), samples(GOLDS["exact"]))
+    assert found.ok, "of two that disagree the first wins: told, and no fault"
+    assert found.position_bias is not None and found.position_bias.value == 1
 
 
 # -- what was published is found ------------------------------------------------------------------

@@ -350,3 +350,8 @@ def test_the_pages_examples_are_loops(tmp_path, example):
     given.pop("options")
     path.write_text(yaml.safe_dump(given))
     assert build_loop(load_config(path)).name == yaml.safe_load(example)["method"]
+
+
+def test_a_vote_named_as_verifier_is_refused_where_it_would_measure(tmp_path):
+    with pytest.raises(SelfloopError, match="metric MajorityVote: .* name as metric what tells"):
+        built(tmp_path, verifier="MajorityVote")

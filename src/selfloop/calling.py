@@ -39,6 +39,12 @@ def reads(component: Any) -> frozenset[str]:
     return names
 
 
+def compares(component: Any) -> bool:
+    """Whether a component says, by `compares = True`, that it judges answers by each other; or
+    anything that it wraps does."""
+    return bool(getattr(component, "compares", False)) or any(map(compares, _inner(component)))
+
+
 def gold(component: Any, sample: Sample) -> dict[str, Any]:
     """Those gold values of a sample that the component declares it reads, and no others."""
     declared = reads(component)

@@ -63,6 +63,8 @@ class Evaluation:
     """Also judge the dev answers by the loop's own verifier, to see reward and metric part."""
 
     def __post_init__(self) -> None:
+        for metric in (self.metric, *(suite.metric for suite in self.suites)):
+            judging.alone(metric)
         names = [suite.name for suite in self.suites]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:

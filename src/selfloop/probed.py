@@ -16,6 +16,7 @@ from selfloop.evaluate.answers import Answer, expected_calibration_error, pass_a
 from selfloop.evaluate.calibration import VotePrecision, vote_precision
 from selfloop.evaluate.statistics import wilson
 from selfloop.organize.verify.rules import as_number
+from selfloop.organize.verify.vote import vote_of
 from selfloop.roles import Verifier, name_of
 from selfloop.types import digest
 
@@ -220,7 +221,8 @@ def figures(found: Sequence[Answer], metric: Verifier, draws: int, length: int
 
 def _vote(group: Sequence[Answer]) -> tuple[float, bool | None]:
     """(share of the winner, whether it is right; None when nothing could be judged)."""
-    counts = Counter(a.parsed for a in group if a.parsed is not None)
+    said = [vote_of(a.parsed) for a in group]
+    counts = Counter(s for s in said if s is not None)
     if all(a.right is None for a in group):
         right: bool | None = None
     else:
@@ -228,5 +230,6 @@ def _vote(group: Sequence[Answer]) -> tuple[float, bool | None]:
     if not counts:
         return 0.0, right
     winner, count = counts.most_common(1)[0]
-    verdict = next((a.right for a in group if a.parsed == winner and a.right is not None), right)
+    verdict = next((a.right for a, s in zip(group, said, strict=True)
+                    if s == winner and a.right is not None), right)
     return count / len(group), verdict

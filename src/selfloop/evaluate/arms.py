@@ -21,6 +21,7 @@ from selfloop.organize.chain import Chain
 from selfloop.organize.judging import judge
 from selfloop.organize.refine.shuffle import ShuffleVerdicts
 from selfloop.organize.verify.rules import final_answer
+from selfloop.organize.verify.vote import vote_of
 from selfloop.roles import Engine, Sampling, SelfloopError, reads
 from selfloop.store import RunFolder
 from selfloop.types import Group, Part, Rollout, Sample, Turn
@@ -104,7 +105,8 @@ def _winner(group: Group) -> str:
     own = [(i, r) for i, r in enumerate(group.rollouts) if r.context.text == asked]
     kept = [r for i, r in own if group.verdicts and group.verdicts[i].right]
     said = [a for r in (kept or [r for _, r in own]) if (a := final_answer(r.text)) is not None]
-    return Counter(said).most_common(1)[0][0] if said else ""
+    votes = Counter(map(vote_of, said))  # as the votes that train compare answers
+    return next((a for a in said if vote_of(a) == votes.most_common(1)[0][0]), "")
 
 
 def _said(text: str, group: Group) -> Rollout:

@@ -18,6 +18,7 @@ import numpy as np
 
 from selfloop.evaluate.answers import Answer
 from selfloop.evaluate.statistics import wilson
+from selfloop.organize.verify.vote import vote_of
 from selfloop.roles import SelfloopError
 
 
@@ -120,8 +121,9 @@ def vote_precision(answers: Iterable[Answer], bins: int = 10) -> VotePrecision |
     """Pseudo-label precision per vote-share bin, of questions that were drawn at least twice.
 
     The vote share is that of the answer read most often among all draws of its question, unread
-    ones included, as MajorityVote counts (organize/verify/vote.py). Wilson's intervals take
-    questions as independent. Arms and seeds vote apart. None when nothing was drawn twice.
+    ones included, as MajorityVote counts and compares them (organize/verify/vote.py). Wilson's
+    intervals take questions as independent. Arms and seeds vote apart. None when nothing was drawn
+    twice.
     """
     drawn: dict[tuple[str, int, str], list[Answer]] = {}
     for one in answers:
@@ -133,12 +135,14 @@ def vote_precision(answers: Iterable[Answer], bins: int = 10) -> VotePrecision |
     shares: list[float] = []
     right: list[bool] = []
     for group in several:
-        counts = Counter(a.parsed for a in group if a.parsed is not None).most_common(2)
+        said = [vote_of(a.parsed) for a in group]
+        counts = Counter(s for s in said if s is not None).most_common(2)
         if not counts or (len(counts) == 2 and counts[0][1] == counts[1][1]):
             left["ties" if counts else "silent"] += 1
             continue
         winner, count = counts[0]
-        told = next((a.right for a in group if a.parsed == winner and a.right is not None), None)
+        told = next((a.right for a, s in zip(group, said, strict=True)
+                     if s == winner and a.right is not None), None)
         if told is None:
             left["unjudged"] += 1
             continue

@@ -24,6 +24,7 @@ from selfloop.evaluate.benchmark import OWN, Benchmark, Marked, Tally, Way, adde
 from selfloop.evaluate.monitors import DRAWS, NO_IMAGE
 from selfloop.evaluate.ratios import ratio_bootstrap, share_bootstrap
 from selfloop.evaluate.statistics import Interval, wilson
+from selfloop.organize.verify.vote import vote_of
 from selfloop.roles import SelfloopError
 from selfloop.types import Sample
 
@@ -275,7 +276,7 @@ def solved(drawn: Sequence[Answer]) -> dict[str, Figure]:
         put(f"pass@{k}", [pass_at_k(len(q), sum(bool(a.right) for a in q), k)
                           for q in questions.values()])
     if any(a.parsed is not None for a in drawn):
-        put(f"maj@{most}", [maj_at_k([a.parsed for a in q], [a.right for a in q], most,
+        put(f"maj@{most}", [maj_at_k([vote_of(a.parsed) for a in q], [a.right for a in q], most,
                                      key=q[0].sample) for q in questions.values()])
         found |= _calibration(list(questions.values()))
     return found
@@ -285,11 +286,11 @@ def _calibration(questions: Sequence[Sequence[Answer]]) -> dict[str, Figure]:
     """How far the share of draws that agree is from the chance that their answer is right."""
     sure, right = [], []
     for drawn in questions:
-        votes = Counter(a.parsed for a in drawn if a.parsed is not None)
+        votes = Counter(v for a in drawn if (v := vote_of(a.parsed)) is not None)
         if votes:
             answer, count = votes.most_common(1)[0]
             sure.append(count / len(drawn))
-            right.append(next(bool(a.right) for a in drawn if a.parsed == answer))
+            right.append(next(bool(a.right) for a in drawn if vote_of(a.parsed) == answer))
     if len(questions[0]) < 2 or not sure:
         return {}
     error = expected_calibration_error(sure, right)

@@ -204,6 +204,7 @@ class PairwiseJudge:
     average: bool = False
     prompt: str = PREFER
     sampling: Sampling = GREEDY
+    compares = True  # see judging.alone
 
     async def __call__(self, generate: Generate, group: Group, key: str) -> list[Verdict]:
         """One verdict a rollout. Reads no label."""
@@ -262,6 +263,7 @@ class ReferencePairwiseJudge:
     `answer`; abstains without one."""
 
     judge: PairwiseJudge = PairwiseJudge()
+    compares = True
 
     async def __call__(self, generate: Generate, group: Group, key: str, answer: Any
                        ) -> list[Verdict]:
