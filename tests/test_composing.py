@@ -353,5 +353,5 @@ def test_the_pages_examples_are_loops(tmp_path, example):
 
 
 def test_a_vote_named_as_verifier_is_refused_where_it_would_measure(tmp_path):
-    with pytest.raises(SelfloopError, match="metric MajorityVote: .* name as metric what tells"):
+    with pytest.raises(SelfloopError, match=r"metric MajorityVote: .* name as metric what tells"):
         built(tmp_path, verifier="MajorityVote")

@@ -16,8 +16,8 @@ from selfloop.auditing.cases import Case, Limits, against, all_cases, beyond
 from selfloop.auditing.paying import MORE_OFTEN_THAN_NOT, Judged, Scale, untold
 from selfloop.auditing.pictured import Pictured, Watched
 from selfloop.auditing.placing import order_decides, position_bias
-from selfloop.auditing.putting import Asked, Put, all_puts
-from selfloop.auditing.said import said
+from selfloop.auditing.putting import Asked, Put, all_puts, shape_of
+from selfloop.auditing.said import BARE, said
 from selfloop.doors import Doors
 from selfloop.organize.judging import judge
 from selfloop.pictures import Library
@@ -151,8 +151,9 @@ def _calibrated(verifier: Verifier, probe: Sequence[Known], samples: Sequence[As
     elif "group" in parameters(verifier):
         return None
     else:
-        known = [Known(a.sample, g, True) for a in samples for g in a.gold]
-        known += [Known(a.sample, w, False) for a in samples
+        shape = shape_of(verifier, samples)
+        known = [Known(a.sample, shape.replace(BARE, g), True) for a in samples for g in a.gold]
+        known += [Known(a.sample, shape.replace(BARE, w), False) for a in samples
                   for w in wrong_for(a.known, golds)[:1]]
         source = "constructed"
     at: dict[str, list[int]] = {}

@@ -140,13 +140,17 @@ class Puts:
             yield Put(BLANK, asked.sample.id, blank, gold[0])
 
 
+def shape_of(verifier: Verifier, samples: Sequence[Asked]) -> str:
+    """The form in which the verifier pays for gold answers, with BARE in the place of one."""
+    labels = [(a.sample.answer, g) for a in samples for g in a.gold]
+    return shape_for(verifier, labels) if "answer" in reads(verifier) else BARE
+
+
 def all_puts(verifier: Verifier, samples: Sequence[Asked], golds: Sequence[str],
              pictured: Pictured, few: bool) -> list[Put]:
     """Every attack and control on each sample; if few, one answer of each, another for the next
     sample: who knows one opener need not know all."""
-    labels = [(a.sample.answer, g) for a in samples for g in a.gold]
-    writer = Puts(verifier, golds, pictured,
-                  shape_for(verifier, labels) if "answer" in reads(verifier) else BARE,
+    writer = Puts(verifier, golds, pictured, shape_of(verifier, samples),
                   reads_structures(verifier) if "answer" in reads(verifier) else False)
     found: list[Put] = []
     for number, asked in enumerate(samples):
