@@ -13,6 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 import clidata
+from selfloop import calling
 from selfloop.auditing.attacks import ATTACKS, says_gold, wrong_for
 from selfloop.auditing.audit import Audited, Limits, audit
 from selfloop.auditing.calibrating import Known, Share, calibrate, read_probe
@@ -21,6 +22,7 @@ from selfloop.commands.auditing import audit as audit_command
 from selfloop.engines.toy import ToyEngine
 from selfloop.organize.verify import rules
 from selfloop.organize.verify.boxes import BoxConfidence, OneBox
+from selfloop.organize.verify.combine import AllOf
 from selfloop.organize.verify.format import FormatAndResult, Tags
 from selfloop.organize.verify.vote import MajorityVote
 from selfloop.roles import Sampling, SelfloopError
@@ -333,6 +335,20 @@ def test_a_judge_that_asks_a_model_is_attacked_through_its_door():
     found = audit(asks, samples(["yes", "no"], 4), engines={"solver": engine})
     assert sum(c.errors for c in found.cases) == 0
     assert sum(c.paid.k for c in found.cases) > 0 and not found.ok, "an untrained judge is chance"
+
+
+def test_a_judge_within_a_combination_is_as_sparing_to_attack_as_a_judge():
+    """Every attack is a call that somebody pays for."""
+    asked = []
+
+    async def judges(rollout, generate):
+        asked.append(rollout.id)
+        return 0.0
+
+    alone = AllOf((judges,))
+    for verifier in (alone, judges):
+        audit(verifier, samples(GOLDS["exact"], 3), quick=True)
+    assert calling.asks(alone) and len(asked) % 2 == 0 and len(asked) < 200
 
 
 def test_command_line(tmp_path):

@@ -7,14 +7,21 @@ import time
 
 import pytest
 
+from selfloop.calling import reads
+from selfloop.collect.independent import Independent
 from selfloop.doors import user
 from selfloop.evaluate.matchers import option
+from selfloop.loop import Learn, Loop
+from selfloop.optimize.losses.sft import SFT
+from selfloop.organize.chain import Chain
+from selfloop.organize.signals import Demonstrate
+from selfloop.organize.verify.answer_spread import SoftVote
 from selfloop.organize.verify.asking import yes_or_no
 from selfloop.organize.verify.boxes import OneBox, boxes_in, gold_boxes
 from selfloop.organize.verify.claims import ClaimCheck, claims_in
-from selfloop.organize.verify.combine import AllOf, Weighted
+from selfloop.organize.verify.combine import AllOf, InGroups, Weighted
 from selfloop.organize.verify.counts import Count
-from selfloop.organize.verify.format import FormatAndResult
+from selfloop.organize.verify.format import FormatAndResult, Tags
 from selfloop.organize.verify.judges import PairwiseJudge, points
 from selfloop.organize.verify.measures import converted
 from selfloop.organize.verify.numeric import Quantity, Relaxed
@@ -22,6 +29,7 @@ from selfloop.organize.verify.rules import AllAccepted, choice, exact, number, t
 from selfloop.organize.verify.symbolic import Symbolic
 from selfloop.organize.verify.texts import ANLS, AnyAccepted
 from selfloop.organize.verify.totals import Lexicographic, Sum
+from selfloop.organize.verify.vote import MajorityVote
 from selfloop.roles import SelfloopError
 from selfloop.types import Context, Group, Part, Rollout, Sample, Turn, Verdict
 
@@ -305,6 +313,48 @@ def test_combinations_of_nothing_and_of_negative_scores():
         AllOf((minus, minus))(said("7"))
     with pytest.raises(SelfloopError, match="asks a model"):
         AnyAccepted(asks)
+
+
+@pytest.mark.parametrize("weights", [(-1.0, 2.0), (0.0, 0.0), (float("nan"), 1.0)])
+def test_a_weighted_mean_has_no_negative_weights(weights):
+    """(2 a - b) / 1 is b where a cannot tell: the penalty would be paid."""
+    with pytest.raises(SelfloopError, match="take Sum"):
+        Weighted(((weights[0], right), (weights[1], minus)))
+
+
+def judged_in(verifier, *words):
+    from selfloop.doors import Doors
+    from selfloop.organize.judging import judge
+    group = Group(sample=Sample(prompt=user("which ?"), answer="7"),
+                  rollouts=tuple(said(w, i) for i, w in enumerate(words)))
+    return judge(verifier, [group], Doors({}, 0, "test")).groups[0].verdicts
+
+
+def test_a_vote_is_combined_with_what_judges_each_answer():
+    words = ("<answer>7</answer>", "7", "<answer>7</answer>", "<answer>8</answer>")
+    both = judged_in(InGroups(AllOf((MajorityVote(), Tags(("answer",))))), *words)
+    assert [v.score for v in both] == [1.0, 0.0, 1.0, 0.0] and both[0].parts["MajorityVote"] == 1.0
+    mean = judged_in(InGroups(Weighted(((3.0, MajorityVote()), (1.0, number)))), *words)
+    assert [v.score for v in mean] == [1.0, 1.0, 1.0, 0.0]
+    nested = InGroups(Sum(((1.0, AllOf((SoftVote(gamma=1.0), number))), (-0.5, Tags(("answer",))))))
+    assert [v.score for v in judged_in(nested, *words)] == [0.25, 0.75, 0.25, -0.5]
+    assert reads(nested) == {"answer"}
+    undecided = judged_in(InGroups(AllOf((MajorityVote(), Tags(("answer",))))), "7", "8")
+    assert [v.score for v in undecided] == [0.0, 0.0], "the form says no, whatever the vote"
+    tied = judged_in(InGroups(Weighted(((1.0, MajorityVote()), (1.0, right)))), "7", "8")
+    assert [v.score for v in tied] == [1.0, 1.0], "an abstention leaves the mean"
+
+
+def test_parts_that_judge_groups_are_refused_with_the_way_to_name_them():
+    learn = {"solver": Learn(organizer=Chain(maker=Demonstrate()), loss=SFT())}
+    with pytest.raises(SelfloopError, match=r"AllOf: its part MajorityVote .*InGroups\(AllOf"):
+        Loop(name="x", sampler=Independent(n=2), learn=learn,
+             verifier=AllOf((number, Sum(((1.0, MajorityVote()),)))))
+    for wrong in (MajorityVote(), AllOf((number,)), number):
+        with pytest.raises(SelfloopError, match="with a part that judges groups"):
+            InGroups(wrong)
+    Loop(name="x", sampler=Independent(n=2), learn=learn,
+         verifier=InGroups(AllOf((number, MajorityVote()))))
 
 
 def test_parts_of_one_class_are_numbered():

@@ -15,6 +15,7 @@ from selfloop.doors import is_async
 from selfloop.evaluate.forgetting import Suite
 from selfloop.evaluate.gate import Gate
 from selfloop.organize import judging
+from selfloop.organize.verify.parts import check_parts
 from selfloop.roles import (
     Loss,
     Optim,
@@ -130,6 +131,7 @@ class Loop:
 
     @staticmethod
     def _check_verifier(verifier: Verifier) -> None:
+        check_parts(verifier)
         if {"rollout", "group"} <= parameters(verifier).keys():
             raise SelfloopError(
                 f"verifier {name_of(verifier)} names both `rollout` and `group`: it is called "

@@ -23,6 +23,7 @@ from selfloop.auditing.said import (
     said_as_gold,
     shape_for,
 )
+from selfloop.calling import asks
 from selfloop.roles import Verifier, parameters, reads
 from selfloop.types import Group, Sample
 
@@ -130,12 +131,11 @@ class Puts:
     def _in_pictures(self, asked: Asked, number: int) -> Iterator[Put]:
         """The blank picture is only for who asks a model and reads no gold value."""
         gold, wrong = asked.gold, wrong_for(asked.known, self.golds)[:1]
-        asks = "generate" in parameters(self.verifier)
         orders = ORDERS[number % len(ORDERS)]
         if wrong and (ordered := self.pictured.with_orders(asked.sample, orders)):
             yield Put(IN_PICTURE, asked.sample.id, ordered, wrong[0],
                       tuple(gold * 3) if self.in_groups else ())
-        if gold and asks and not self.in_groups and not reads(self.verifier) \
+        if gold and asks(self.verifier) and not self.in_groups and not reads(self.verifier) \
                 and (blank := self.pictured.blanked(asked.sample)):
             yield Put(BLANK, asked.sample.id, blank, gold[0])
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from selfloop.calling import asks
 from selfloop.doors import Doors
 from selfloop.organize.judging import judge
 from selfloop.organize.verify.boxes import boxes_in, gold_boxes, iou
@@ -64,7 +65,7 @@ def reads_structures(verifier: Verifier) -> bool:
 def shape_for(verifier: Verifier, golds: Sequence[tuple[Any, str]]) -> str:
     """The form of SHAPES in which (gold value, its text) are paid for more often than bare; BARE
     where bare is as good, or it asks a model."""
-    if "generate" in parameters(verifier) or "group" in parameters(verifier):
+    if asks(verifier) or "group" in parameters(verifier):
         return BARE
 
     def paid(shape: str) -> int:
