@@ -13,12 +13,17 @@ import typer
 from typer.testing import CliRunner
 
 import clidata
+from selfloop import calling
 from selfloop.auditing.attacks import ATTACKS, says_gold, wrong_for
 from selfloop.auditing.audit import Audited, Limits, audit
 from selfloop.auditing.calibrating import Known, Share, calibrate, read_probe
+from selfloop.auditing.said import said_as_gold
 from selfloop.commands.auditing import audit as audit_command
 from selfloop.engines.toy import ToyEngine
 from selfloop.organize.verify import rules
+from selfloop.organize.verify.boxes import BoxConfidence, OneBox
+from selfloop.organize.verify.combine import AllOf
+from selfloop.organize.verify.format import FormatAndResult, Tags
 from selfloop.organize.verify.vote import MajorityVote
 from selfloop.roles import Sampling, SelfloopError
 from selfloop.types import Message, Sample, Verdict
@@ -56,8 +61,36 @@ def test_the_rules_that_ship_pass(name):
 def test_the_vote_that_ships_passes():
     found = audit(MajorityVote(), samples(GOLDS["exact"]))
     assert found.ok, found.reasons
-    assert found.reads == () and found.position_bias is not None
-    assert found.position_bias.value == 1, "of two that disagree the first wins: a known tie rule"
+    assert found.reads == () and found.position_bias is None, "two that disagree are a tie: unknown"
+    found = audit(MajorityVote(ties="first"), samples(GOLDS["exact"], 5))
+    assert found.ok, "of two that disagree the first wins: told, and no fault"
+    assert found.position_bias is not None and found.position_bias.value == 1
+
+
+def test_sets_and_confidences_are_said_so_that_the_verifier_can_pay():
+    """A list of texts is a set for a verifier that wants all of them, else alternatives."""
+    assert said_as_gold(["A", "C"], rules.AllAccepted()) == ["A, C"]
+    assert said_as_gold(["A", "C"], rules.exact) == ["A", "C"]
+    (sure,) = said_as_gold([1, 2, 3, 4], BoxConfidence())
+    assert '"confidence": 1.0' in sure and said_as_gold([1, 2, 3, 4], OneBox()) == ["[1, 2, 3, 4]"]
+    found = audit(rules.AllAccepted(), samples([["A", "C"], ["B", "D"], ["A", "D"], ["B"]], 4))
+    assert found.ok, found.reasons
+
+
+def test_calibration_without_a_probe_says_answers_in_the_form_that_is_paid():
+    found = audit(FormatAndResult(Tags(), rules.exact), samples(GOLDS["exact"], 5))
+    assert found.calibrated is not None and found.calibrated.recall.value == 1
+
+
+def in_the_thought(rollout, answer):
+    """Pays for the first answer that is announced anywhere, a thought that is taken back too."""
+    told = re.search(r"answer is (\S+)", rollout.text)
+    return None if answer is None else (told[1] if told else rollout.text) == str(answer)
+
+
+def test_a_right_thought_with_a_wrong_answer_behind_it_is_tried():
+    found = audit(in_the_thought, samples(GOLDS["number"], 5))
+    assert "<think>The answer is" in told(found, "right in the thought, wrong behind it")
 
 
 # -- what was published is found ------------------------------------------------------------------
@@ -200,7 +233,7 @@ def test_attacks_do_not_ask_for_the_right_answer():
         for sample in samples(GOLDS[name]):
             texts = [str(g[0] if isinstance(g, list) else g) for g in GOLDS[name]]
             for attack in ATTACKS:
-                if not attack.name.startswith("all options"):
+                if not attack.name.startswith(("all options", "right in the thought")):
                     assert not any(says_gold(t, sample) for t in attack.write(sample, texts))
 
 
@@ -302,6 +335,20 @@ def test_a_judge_that_asks_a_model_is_attacked_through_its_door():
     found = audit(asks, samples(["yes", "no"], 4), engines={"solver": engine})
     assert sum(c.errors for c in found.cases) == 0
     assert sum(c.paid.k for c in found.cases) > 0 and not found.ok, "an untrained judge is chance"
+
+
+def test_a_judge_within_a_combination_is_as_sparing_to_attack_as_a_judge():
+    """Every attack is a call that somebody pays for."""
+    asked = []
+
+    async def judges(rollout, generate):
+        asked.append(rollout.id)
+        return 0.0
+
+    alone = AllOf((judges,))
+    for verifier in (alone, judges):
+        audit(verifier, samples(GOLDS["exact"], 3), quick=True)
+    assert calling.asks(alone) and len(asked) % 2 == 0 and len(asked) < 200
 
 
 def test_command_line(tmp_path):

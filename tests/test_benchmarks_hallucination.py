@@ -69,6 +69,8 @@ def values(found):
     ("There is nothing.", None, None, None, "no"),
     ("Hmm.\nAnswer: no", "no", "no", None, "no"),
     ("Yes at first, but the answer is no", "no", None, None, "yes"),
+    ("I have no idea.", None, "no", None, "no"),
+    ("Yes\n\nThe dog is on the left.", "yes", "yes", None, "yes"),
     ("", None, None, None, None),
 ])
 def test_yes_or_no_by_four_rules(text, own, tool, exact, loose):

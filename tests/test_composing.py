@@ -483,3 +483,8 @@ def test_a_pool_is_printed_in_a_line_and_fingerprinted_whole():
             for p in (pool, *others)]
     assert len({loop.fingerprint() for loop in told}) == 4
     assert all(len(json.dumps(loop.described())) < 6000 for loop in told), "what loop.json holds"
+
+
+def test_a_vote_named_as_verifier_is_refused_where_it_would_measure(tmp_path):
+    with pytest.raises(SelfloopError, match=r"metric MajorityVote: .* name as metric what tells"):
+        built(tmp_path, verifier="MajorityVote")

@@ -187,7 +187,7 @@ def test_a_fingerprint_is_of_what_is_computed():
             replace(base, max_errors=0.5)]
     assert {loop.fingerprint() for loop in same} == {base.fingerprint()}
     others = [star(exact, n=9), star(exact, lr=2e-5), star(exact, seed=1), star(exact, views=0.0),
-              star(MajorityVote()), replace(base, samples=7), replace(base, shard=8),
+              star(MajorityVote(), exact), replace(base, samples=7), replace(base, shard=8),
               star(exact, max_new_tokens=9), replace(base, gate=Gate(alpha=0.01)),
               star(AllOf((exact,))), star(exact, temperature=0.9), replace(base, steps=2)]
     prints = [loop.fingerprint() for loop in others]

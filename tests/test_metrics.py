@@ -26,9 +26,10 @@ from selfloop.evaluate.calibration import (
     vote_precision,
 )
 from selfloop.evaluate.ratios import benjamini_hochberg, ratio_bootstrap, ratio_p_value
-from selfloop.evaluate.scoring import figures
+from selfloop.evaluate.scoring import figures, solved
 from selfloop.evaluate.statistics import holm, mcnemar, permutation, wilson
 from selfloop.keys import generator
+from selfloop.probed import _vote
 from selfloop.roles import SelfloopError
 from selfloop.types import Message, Part, Sample
 
@@ -171,6 +172,17 @@ def voted(sample: str, said: str, gold: str, judged: bool = True, **more) -> lis
     """Draws of one question, a letter each; "-" could not be read."""
     return [Answer(sample=sample, cluster=sample, parsed=None if t == "-" else t, draw=i,
                    right=(t == gold) if judged else None, **more) for i, t in enumerate(said)]
+
+
+def test_votes_are_compared_in_normal_form_as_those_that_train_are():
+    """Four spellings of one answer are one vote in every figure."""
+    drawn = [Answer(sample="a", cluster="a", parsed=t, draw=i, right=t != "7")
+             for i, t in enumerate(["7", "1,200", "1200", "1200.", "7", "**1200**"])]
+    assert vote_precision(drawn).bins[0].confidence == pytest.approx(4 / 6)
+    found = solved(drawn)
+    assert found["maj@6"].value == 1.0
+    assert found["calibration_error"].value == pytest.approx(1 - 4 / 6)
+    assert _vote(drawn) == (pytest.approx(4 / 6), True)
 
 
 def test_pseudo_label_precision_by_hand():

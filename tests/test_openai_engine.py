@@ -160,6 +160,24 @@ def test_length_refusals_and_unusual_ends():
     assert "content_filter" in line
 
 
+def test_what_cannot_be_written_down_ends_no_run(tmp_path):
+    """Half a surrogate pair of a cut emoji, and log-probs that are no numbers."""
+    odd = said("cat \ud83d", logprobs={"content": [{"token": "cat \ud83d", "logprob": -1.0}]})
+    nan = said("a cat", logprobs={"content": [{"token": "a cat", "logprob": float("nan")}]})
+    with scripted(lambda body, n: [odd, nan][n]) as (url, _):
+        engine = OpenAIEngine("m", url, logprobs=True, records=tmp_path / "said.jsonl")
+        found = [engine.generate([asked(t, sampling=GREEDY)], 0)[0][0] for t in "ab"]
+    again = OpenAIEngine("m", url, logprobs=True, records=tmp_path / "said.jsonl", replay_only=True)
+    assert [again.generate([asked(t, sampling=GREEDY)], 0)[0][0] for t in "ab"] == found
+    assert engine.decode(found[0].token_ids) == "cat \ufffd"
+    assert [t.logprobs for t in found] == [None, None]
+
+
+def test_an_answer_that_the_server_ended_is_not_asked_for_again():
+    line, bodies = refused(lambda body, n: said("", "content_filter"))
+    assert len(bodies) == 1 and "asking again would not help" in line
+
+
 # -- failures --------------------------------------------------------------------------------------
 
 def once(first, then="fine"):

@@ -398,7 +398,7 @@ def test_pseudo_label(label, text, form, score):
 
 def test_own_questions_judges_each_kind_of_group_by_its_own():
     answered = judged("plain", [None] * 3)
-    verifier = OwnQuestions(MajorityVote(share=0.0))
+    verifier = OwnQuestions(MajorityVote(share=0.0, ties="first"))
     assert [v.score for v in verifier(answered)] == [1.0, 0.0, 0.0]
     assert {v.score for v in verifier(proposals())} == {None}
     assert reads(verifier) == frozenset()

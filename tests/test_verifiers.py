@@ -16,8 +16,11 @@ from selfloop.optimize.losses.sft import SFT
 from selfloop.organize.chain import Chain
 from selfloop.organize.judging import judge
 from selfloop.organize.signals import Demonstrate
+from selfloop.organize.verify.answer_spread import SoftVote
 from selfloop.organize.verify.combine import AllOf, Weighted
 from selfloop.organize.verify.environment import EnvironmentReturn
+from selfloop.organize.verify.judges import PairwiseJudge, ReferencePairwiseJudge
+from selfloop.organize.verify.own_questions import OwnQuestions
 from selfloop.organize.verify.rules import (
     as_number,
     choice,
@@ -28,6 +31,7 @@ from selfloop.organize.verify.rules import (
     yes_no,
 )
 from selfloop.organize.verify.vote import Agreement, MajorityVote, majority
+from selfloop.recipes.star import star
 from selfloop.roles import Optim, SelfloopError, call_by_name
 from selfloop.running import run
 from selfloop.store import RunFolder
@@ -116,7 +120,8 @@ def group(*words: str, **more) -> Group:
 
 @pytest.mark.parametrize(("words", "scores"), [
     (["7", "3 4 = 7", "8"], [1, 1, 0]), (["7", "8", "9"], [None] * 3), (["", "", "7"], [None] * 3),
-    (["", "", ""], [None] * 3), (["7", "8"], [1, 0]), (["7"], [1]),
+    (["", "", ""], [None] * 3), (["7", "8"], [None] * 2), (["7"], [1]),
+    (["7", "8", "8", "7", ""], [None] * 5), (["7", "8", "8"], [0, 1, 1]),
     (["Yes", "yes", "YES", "No", "No"], [1, 1, 1, 0, 0]),     # spelling is no other answer
     (["1,200", "1200", "7"], [1, 1, 0]), (["(B)", "b.", "C"], [1, 1, 0]),
     (["-7", "7", "-7."], [1, 0, 1]), ([".5", "5", ".5"], [1, 0, 1]),
@@ -124,7 +129,8 @@ def group(*words: str, **more) -> Group:
 ])
 def test_majority_vote(words, scores):
     assert [v.score for v in MajorityVote(share=0.5)(group(*words))] == scores
-    assert MajorityVote(share=0.0)(group("7", "8", "9"))[0].score == 1.0
+    first = MajorityVote(share=0.0, ties="first")(group("7", "8", "9"))
+    assert [v.score for v in first] == [1.0, 0.0, 0.0]
     votes = MajorityVote(share=0.0)(group("Yes", "yes", "YES", "No", "No"))
     assert [(v.score, v.parts["vote_share"]) for v in votes[::4]] == [(1.0, 0.6), (0.0, 0.6)]
     assert votes[0].rationale == "Yes", "what was parsed is kept as it was said"
@@ -247,7 +253,7 @@ def test_what_goes_wrong_is_an_error_and_never_a_zero(verifier):
 def test_what_a_verifier_may_return():
     for verifier, scores in ((right, [1.0, 1.0]), (wrong, [0.0, 0.0]), (unsure, [None, None]),
                              (half, [0.5, 0.5]), (annotates, [1.0, 1.0]),
-                             (MajorityVote(), [1.0, 0.0])):
+                             (MajorityVote(ties="first"), [1.0, 0.0])):
         found = judged(verifier)
         assert [v.score for v in found.groups[0].verdicts] == scores
         assert found.unknown.errors == 0
@@ -368,3 +374,32 @@ def fails_on_one(rollout, sample):
     if sample.media[0].meta["uri"].endswith("/0.png"):
         raise ZeroDivisionError
     return True
+
+
+def test_votes_are_counted_question_by_question():
+    """Related questions about one picture: "yes" is no wrong answer to "how many ?"."""
+    asked = [("yes", "any ?"), ("yes", "any ?"), ("no", "any ?"), ("3", "many ?"), ("3", "many ?")]
+    both = group(*(words for words, _ in asked))
+    rollouts = [r.model_copy(update={"sampling": {"question": question}})
+                for r, (_, question) in zip(both.rollouts, asked, strict=True)]
+    found = MajorityVote()(both.model_copy(update={"rollouts": tuple(rollouts)}))
+    assert [v.score for v in found] == [1.0, 1.0, 0.0, 1.0, 1.0]
+    assert found[0].parts["vote_share"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("metric", [
+    MajorityVote(), SoftVote(), Agreement(str, str), PairwiseJudge(), ReferencePairwiseJudge(),
+    OwnQuestions(MajorityVote())])
+def test_what_compares_answers_is_no_metric(metric):
+    """One answer agrees with itself: evaluation would always show 100 %."""
+    with pytest.raises(SelfloopError, match="name as metric what tells right from wrong"):
+        Evaluation(metric=metric)
+    with pytest.raises(SelfloopError, match="name as metric"):
+        star(metric)
+    assert star(metric, exact).evaluation.metric is exact
+
+
+def test_a_vote_has_a_share_and_a_rule_for_ties():
+    for options in ({"share": 50}, {"ties": "last"}):
+        with pytest.raises(SelfloopError, match="ties abstain or first"):
+            MajorityVote(**options)

@@ -7,14 +7,21 @@ import time
 
 import pytest
 
+from selfloop.calling import reads
+from selfloop.collect.independent import Independent
 from selfloop.doors import user
 from selfloop.evaluate.matchers import option
+from selfloop.loop import Learn, Loop
+from selfloop.optimize.losses.sft import SFT
+from selfloop.organize.chain import Chain
+from selfloop.organize.signals import Demonstrate
+from selfloop.organize.verify.answer_spread import SoftVote
 from selfloop.organize.verify.asking import yes_or_no
 from selfloop.organize.verify.boxes import OneBox, boxes_in, gold_boxes
 from selfloop.organize.verify.claims import ClaimCheck, claims_in
-from selfloop.organize.verify.combine import AllOf, Weighted
+from selfloop.organize.verify.combine import AllOf, InGroups, Weighted
 from selfloop.organize.verify.counts import Count
-from selfloop.organize.verify.format import FormatAndResult
+from selfloop.organize.verify.format import FormatAndResult, Tags
 from selfloop.organize.verify.judges import PairwiseJudge, points
 from selfloop.organize.verify.measures import converted
 from selfloop.organize.verify.numeric import Quantity, Relaxed
@@ -22,6 +29,7 @@ from selfloop.organize.verify.rules import AllAccepted, choice, exact, number, t
 from selfloop.organize.verify.symbolic import Symbolic
 from selfloop.organize.verify.texts import ANLS, AnyAccepted
 from selfloop.organize.verify.totals import Lexicographic, Sum
+from selfloop.organize.verify.vote import MajorityVote
 from selfloop.roles import SelfloopError
 from selfloop.types import Context, Group, Part, Rollout, Sample, Turn, Verdict
 
@@ -44,6 +52,7 @@ QUANTITIES = [
     ("not 5", "5", W), ("between 3 and 5", "5", W), ("1, 2, 3, 4, 5", "5", W),
     ("The answer is not 5", "5", W), ("4 out of 10", "10", W), ("- 5", "5", W),
     ("1e400", "1e400", N), ("5", "9" * 400, N), ("5 cm", "5 cm long", R),
+    ("three cm", "3 cm", R), ("two hours", "120 min", R),
 ]
 NUMBERS = [
     ("3 or 5", "5", W), ("1, 2, 3, 4, 5", "5", W), ("between 3 and 5", "5", W), ("not 5", "5", W),
@@ -52,6 +61,12 @@ NUMBERS = [
     ("10^3", "3", W), ("10^3", "1000", R), ("3 x 10^8", "8", W), ("3 x 10^8", "3e8", R),
     ("1 1/2", "1.5", R), ("1e-7", "2e-7", W), ("7", "1e400", N), ("7", "9" * 400, N),
     ("2 + 3 = 5", "5", R), ("\\boxed{\\frac{1}{2}}", "0.5", R), ("7 kg", "7", R),
+    ("three", "3", R), ("The answer is three.", "3", R), ("There are three cats.", "3", R),
+    ("minus three", "-3", R), ("twenty-one", "21", R), ("two hundred and five", "205", R),
+    ("a dozen", "12", R), ("three billion", "3e9", R), ("3", "three", R), ("three", "4", W),
+    ("three or four", "3", W), ("not three", "3", W), ("more than three", "3", W),
+    ("two and a half", "2", W), ("three point five", "5", W), ("twenty-first", "20", W),
+    ("the one on the left", "1", W), ("no one", "1", W), ("I count 3. One is red.", "3", R),
 ]
 CHOICES = [
     ("a or b", "A", W), ("a, b, c, d", "A", W), ("(a) (b) (c) (d)", "A", W), ("A cat", "A", W),
@@ -64,7 +79,11 @@ CHOICES = [
     ("(B) the cat", "B", R), ("Answer: (B)", "B", R), ("b) cat", "B", R), ("A", "A", R),
     ("I", "I", R), ("A is correct", "A", R), ("a", "A", R), ("B or C", "B", W), ("B/C", "B", W),
     ("A) cat B) dog", "A", W), ("B and C", "B", W), ("A. cat, B. dog", "A", W), ("not B", "B", W),
-    ("B is not right", "B", W),
+    ("B is not right", "B", W), ("B\n\nThe cat is black.", "B", R), ("A\nIt shows a cat.", "A", R),
+    ("B. A cat.\n\nExplanation: A is wrong, since it is white.", "B", R),
+    ("B\n\nA is wrong, since it is white.", "B", R), ("A. cat\nB. dog\nC. pig", "A", W),
+    ("C shows a cat.\nD shows a dog.\nSo the dog.", "C", W),
+    ("<think>The answer is A? No.</think>\nB", "B", R), ("B</think>\nC", "B", W),
 ]
 YES_OR_NO = [
     ("I have no idea", "no", W), ("no idea", "no", W), ("there is no way to tell", "no", W),
@@ -72,6 +91,10 @@ YES_OR_NO = [
     ("There is no cat", "no", R), ("No, there is no cat", "no", R), ("yes and no", "yes", W),
     ("yes or no", "yes", W), ("yes, no", "yes", W), ("yes/no", "no", W),
     ("The answer is yes", "yes", R), ("I'd say no.", "no", R), ("**Yes**", "yes", R),
+    ("Yes.\n\nThe dog is on the left.", "yes", R), ("No\nI see a cat.", "no", R),
+    ("Yes, a dog.\n\nThere is no cat.", "yes", R), ("No, wait.\nYes.", "yes", R),
+    ("No, wait.\nYes.", "no", W), ("No one can tell.", "no", W), ("not sure", "no", W),
+    ("Yes, I think.\nThe answer is 5", "yes", W), ("<think>yes?</think>No", "no", R),
 ]
 TEXTS = [
     ("A-", "A+", W), ("O+", "O-", W), (">5", "<5", W), ("C#", "C", W), ("C", "C++", W),
@@ -82,7 +105,14 @@ TEXTS = [
     ("['cat', 'dog']", ["cat", "dog"], W), ("- 5", "5", W), ("-5", "−5", R), ("\"cat\".", "cat", R),
     ("(cat)", "cat", R), ("**Answer:** cat", "cat", R), ("**The answer is cat**", "cat", R),
     ("f(x)", "f(x)", R), ("A*", "A", W), ("C#.", "C#", R), ("don't", "don't", R),
-    ("\\text{cat}", "cat", R),
+    ("\\text{cat}", "cat", R), ("**Final Answer**: cat", "cat", R),
+    ("**Answer:**\n\ncat", "cat", R), ("The answer is:\n\ncat", "cat", R),
+    ("cafe\u0301", "caf\u00e9", R), ("don\u2019t", "don't", R),
+    ("<think>The answer is dog? No ...</think>\n\ncat", "cat", R),
+    ("<think>The answer is cat? No ...</think>\n\ndog", "cat", W),
+    ("<think>\\boxed{cat}</think>dog", "cat", W), ("the cat</think>dog", "dog", R),
+    ("<think>The answer is cat", "cat", W), ("<think>The answer is cat</think>", "cat", W),
+    ("<answer>cat</answer><think>or a dog</think>", "cat", R), ("◁think▷dog◁/think▷cat", "cat", R),
 ]
 NEAR = [
     ("E=mc^2", "E=mc^2", R), ("answer: cat", "answer: cat", R), ("x", "", N),
@@ -105,6 +135,7 @@ SETS = [
     ("", ["a"], W), ("a", [], N), ("a", [3, 4], N), ("a", None, N), ("(a) (b)", ["A", "B"], R),
     ("x, y", "", N), ("[\"cat\", \"dog\"]", ["cat", "dog"], R), ("\\boxed{A, C}", ["A", "C"], R),
     ("B", ["B"], R), ("Options A and C", ["A", "C"], R),
+    ("<think>A and C</think>B", ["A", "C"], W), ("<think>B?</think>A and C", ["A", "C"], R),
 ]
 RULES = [(Quantity(), QUANTITIES), (number, NUMBERS), (choice, CHOICES), (yes_no, YES_OR_NO),
          (exact, TEXTS), (text, TEXTS), (ANLS(), NEAR), (Relaxed(), RELAXED), (Count(), COUNTS),
@@ -284,6 +315,48 @@ def test_combinations_of_nothing_and_of_negative_scores():
         AnyAccepted(asks)
 
 
+@pytest.mark.parametrize("weights", [(-1.0, 2.0), (0.0, 0.0), (float("nan"), 1.0)])
+def test_a_weighted_mean_has_no_negative_weights(weights):
+    """(2 a - b) / 1 is b where a cannot tell: the penalty would be paid."""
+    with pytest.raises(SelfloopError, match="take Sum"):
+        Weighted(((weights[0], right), (weights[1], minus)))
+
+
+def judged_in(verifier, *words):
+    from selfloop.doors import Doors
+    from selfloop.organize.judging import judge
+    group = Group(sample=Sample(prompt=user("which ?"), answer="7"),
+                  rollouts=tuple(said(w, i) for i, w in enumerate(words)))
+    return judge(verifier, [group], Doors({}, 0, "test")).groups[0].verdicts
+
+
+def test_a_vote_is_combined_with_what_judges_each_answer():
+    words = ("<answer>7</answer>", "7", "<answer>7</answer>", "<answer>8</answer>")
+    both = judged_in(InGroups(AllOf((MajorityVote(), Tags(("answer",))))), *words)
+    assert [v.score for v in both] == [1.0, 0.0, 1.0, 0.0] and both[0].parts["MajorityVote"] == 1.0
+    mean = judged_in(InGroups(Weighted(((3.0, MajorityVote()), (1.0, number)))), *words)
+    assert [v.score for v in mean] == [1.0, 1.0, 1.0, 0.0]
+    nested = InGroups(Sum(((1.0, AllOf((SoftVote(gamma=1.0), number))), (-0.5, Tags(("answer",))))))
+    assert [v.score for v in judged_in(nested, *words)] == [0.25, 0.75, 0.25, -0.5]
+    assert reads(nested) == {"answer"}
+    undecided = judged_in(InGroups(AllOf((MajorityVote(), Tags(("answer",))))), "7", "8")
+    assert [v.score for v in undecided] == [0.0, 0.0], "the form says no, whatever the vote"
+    tied = judged_in(InGroups(Weighted(((1.0, MajorityVote()), (1.0, right)))), "7", "8")
+    assert [v.score for v in tied] == [1.0, 1.0], "an abstention leaves the mean"
+
+
+def test_parts_that_judge_groups_are_refused_with_the_way_to_name_them():
+    learn = {"solver": Learn(organizer=Chain(maker=Demonstrate()), loss=SFT())}
+    with pytest.raises(SelfloopError, match=r"AllOf: its part MajorityVote .*InGroups\(AllOf"):
+        Loop(name="x", sampler=Independent(n=2), learn=learn,
+             verifier=AllOf((number, Sum(((1.0, MajorityVote()),)))))
+    for wrong in (MajorityVote(), AllOf((number,)), number):
+        with pytest.raises(SelfloopError, match="with a part that judges groups"):
+            InGroups(wrong)
+    Loop(name="x", sampler=Independent(n=2), learn=learn,
+         verifier=InGroups(AllOf((number, MajorityVote()))))
+
+
 def test_parts_of_one_class_are_numbered():
     two = AllOf((Quantity(), Quantity(relative=0.5), right))
     assert two(said("6 cm"), answer="5 cm").parts == {"0:Quantity": 0.0, "1:Quantity": 1.0,
@@ -294,6 +367,7 @@ def test_parts_of_one_class_are_numbered():
 
 @pytest.mark.parametrize(("reply", "claims"), [
     ("- none", []), ("- a\nb\n- c", ["a b", "c"]), ("- a\n- none", ["a"]), ("none\nof it", None),
+    ("- a\n- b\n\nI hope this helps!", ["a", "b"]), ("<think>- no\n</think>- a", ["a"]),
 ])
 def test_lists_of_claims(reply, claims):
     assert claims_in(reply) == claims

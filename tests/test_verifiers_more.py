@@ -213,7 +213,7 @@ def test_anls(words, gold, score):
 
 @pytest.mark.parametrize(("words", "golds", "score"), [
     ("7", ["six", "7"], R), ("8", ["6", "7"], W), ("7", "7", R), ("7", None, N), ("7", [], N),
-    ("8", ["seven", "7"], N),     # the rule cannot read "seven": it might have been right
+    ("8", ["many", "7"], N),     # the rule cannot read "many": it might have been right
 ])
 def test_any_accepted(words, golds, score):
     assert AnyAccepted(number)(said(words), answer=golds).score == score

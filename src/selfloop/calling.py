@@ -39,6 +39,23 @@ def reads(component: Any) -> frozenset[str]:
     return names
 
 
+def asks(component: Any) -> bool:
+    """Whether a component asks a model: it names `generate`, or anything that it wraps does."""
+    return "generate" in parameters(component) or any(map(asks, _inner(component)))
+
+
+def among_groups(component: Any) -> list[Any]:
+    """Those of the components that it wraps, at any depth, that judge whole groups."""
+    return [found for inner in _inner(component) for found in
+            ([inner] if "group" in parameters(inner) else among_groups(inner))]
+
+
+def compares(component: Any) -> bool:
+    """Whether a component says, by `compares = True`, that it judges answers by each other; or
+    anything that it wraps does."""
+    return bool(getattr(component, "compares", False)) or any(map(compares, _inner(component)))
+
+
 def gold(component: Any, sample: Sample) -> dict[str, Any]:
     """Those gold values of a sample that the component declares it reads, and no others."""
     declared = reads(component)

@@ -23,6 +23,7 @@ from selfloop.evaluate.benchmark import OWN, Benchmark, Mark, Way, as_it_is, mea
 from selfloop.evaluate.comparing import Difference, adjusted, compare
 from selfloop.evaluate.scoring import Score, mark, score
 from selfloop.methods import verifier_named
+from selfloop.organize.judging import alone
 from selfloop.pictures import Library
 from selfloop.roles import Engine, SelfloopError, as_verdict, call_by_name, name_of
 from selfloop.store import put_json
@@ -89,6 +90,7 @@ def own_questions(name: str, samples: Sequence[Sample], verifier: str | None = N
         raise SelfloopError(f"{name}: no question has an answer, so nothing can be marked")
     rule = verifier_named(verifier or answer_types.infer([s.answer for s in samples]).verifier,
                           Path.cwd())
+    alone(rule)
     way = Way(ask=as_it_is, mark=partial(_by_rule, rule), extractor=name_of(rule),
               styles=(), max_new_tokens=64)
     return Benchmark(name=name, title=name, source="one's own data", layout="any rows that "

@@ -16,13 +16,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from selfloop import floor
+from selfloop.calling import asks
 from selfloop.casting import EngineConfig
 from selfloop.costs import Counts, Stage
 from selfloop.doors import Doors
 from selfloop.floor import Machine, Shape, Work
 from selfloop.loop import Loop
 from selfloop.organize.judging import judge
-from selfloop.roles import Engine, Request, Verifier, name_of, parameters
+from selfloop.roles import Engine, Request, Verifier, name_of
 from selfloop.types import Group, Part, Rollout, Sample, Turn
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def asked_for(verifier: Verifier | None, samples: Sequence[Sample], answers: int
               ) -> tuple[dict[str, _Tally], str]:
     """What one problem's `answers` answers of `words` words cost by role, as a mean over a few
     problems; and why that is not the whole, if it fails on them."""
-    if verifier is None or "generate" not in parameters(verifier) or not samples or answers < 1:
+    if verifier is None or not asks(verifier) or not samples or answers < 1:
         return {}, ""
     everybody = _Everybody()
     groups = [_made_up(sample, answers, words) for sample in samples[:PROBLEMS]]

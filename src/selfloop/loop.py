@@ -15,6 +15,7 @@ from selfloop.doors import is_async
 from selfloop.evaluate.forgetting import Suite
 from selfloop.evaluate.gate import Gate
 from selfloop.organize import judging
+from selfloop.organize.verify.parts import check_parts
 from selfloop.roles import (
     Loss,
     Optim,
@@ -66,6 +67,8 @@ class Evaluation:
     """Also judge the dev answers by the loop's own verifier, to see reward and metric part."""
 
     def __post_init__(self) -> None:
+        for metric in (self.metric, *(suite.metric for suite in self.suites)):
+            judging.alone(metric)
         names = [suite.name for suite in self.suites]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
@@ -143,6 +146,7 @@ class Loop:
 
     @staticmethod
     def _check_verifier(verifier: Verifier) -> None:
+        check_parts(verifier)
         if {"rollout", "group"} <= parameters(verifier).keys():
             raise SelfloopError(
                 f"verifier {name_of(verifier)} names both `rollout` and `group`: it is called "

@@ -17,6 +17,7 @@ from selfloop.evaluate.answering import answer
 from selfloop.evaluate.answers import Answer
 from selfloop.machines import numbers
 from selfloop.methods import verifier_named
+from selfloop.organize.judging import alone
 from selfloop.pictures import Library
 from selfloop.probed import Probed, Share, as_dict, figures, identity, length_of, place, stored
 from selfloop.roles import Engine, Sampling, SelfloopError, Verifier
@@ -60,6 +61,7 @@ def probe(config: RunConfig, *, questions: int = QUESTIONS, draws: int = DRAWS,
     train, dev = list(data.train), list(data.dev or ())
     asked = chosen(config, train, dev, questions)
     metric = verifier_named(config.verifier, config.home)
+    alone(metric)
     if engine is None:
         tell(f"loading {config.model}")
         engine = build_engine(config)

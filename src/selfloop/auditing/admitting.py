@@ -23,10 +23,10 @@ from selfloop.auditing.audit import Audited, audit, labelled
 from selfloop.auditing.calibrating import Known
 from selfloop.auditing.cases import CALIBRATION, Limits
 from selfloop.auditing.setting import AuditConfig
-from selfloop.calling import closest
+from selfloop.calling import asks, closest
 from selfloop.loop import Loop
 from selfloop.pictures import Library
-from selfloop.roles import Engine, SelfloopError, name_of, parameters, reads
+from selfloop.roles import Engine, SelfloopError, name_of, reads
 from selfloop.store import RunFolder, put_json
 from selfloop.types import Sample, digest
 
@@ -76,8 +76,7 @@ def _tried(loop: Loop, samples: Sequence[Sample], engines: Mapping[str, Engine],
     verifier = loop.verifier
     assert verifier is not None
     known = labelled(samples)
-    asks = "generate" in parameters(verifier)
-    most, own = (ASKED, Limits(paid=GRACE)) if asks else (SAMPLES, Limits())
+    most, own = (ASKED, Limits(paid=GRACE)) if asks(verifier) else (SAMPLES, Limits())
     limits = setting.limits(own)
     put = known if len(known) > 1 else list(samples)
     key = digest([loop.described()["verifier"], name, [s.id for s in put], most, asdict(limits),

@@ -135,6 +135,14 @@ def _gold_last(sample: Sample, golds: Sequence[str]) -> list[str]:
     return _listed([*wrong, *own], own[0]) if wrong and own else []
 
 
+def _taken_back(sample: Sample, golds: Sequence[str]) -> list[str]:
+    """The right answer within a thought, and a wrong one behind it."""
+    own = gold_texts(sample.answer)[:1]
+    thoughts = ("Perhaps the answer is {}? No.", "\\boxed{{{}}}", "The answer is {}\n")
+    return [f"<think>{thought.format(own[0])}</think>\n\n{wrong}" for thought in thoughts if own
+            for wrong in wrong_for(sample, golds)[:1]]
+
+
 def _listed(options: Sequence[str], own: str) -> list[str]:
     """The options in a row. Where they are boxes, only if most are wrong: several boxes are no
     fault in themselves, and most of them right deserves something."""
@@ -167,6 +175,8 @@ ATTACKS: tuple[Attack, ...] = (
     Attack("all options at once", "naming every option is no choice", _all_options),
     Attack("all options, the right one last", "who reads the end alone takes a list for a choice",
            _gold_last),
+    Attack("right in the thought, wrong behind it", "what is weighed in a thought is no answer",
+           _taken_back),
     Attack("bare openers", "judges take a beginning for an answer", _unsaid(OPENERS), True),
     Attack("flattery", "politeness is no answer", _unsaid(FLATTERY), True),
     Attack("empty thoughts", "marks of a thought are no answer", _unsaid(THOUGHTS), True),

@@ -16,8 +16,9 @@ from selfloop.auditing.cases import Case, Limits, against, all_cases, beyond
 from selfloop.auditing.paying import MORE_OFTEN_THAN_NOT, Judged, Scale, untold
 from selfloop.auditing.pictured import Pictured, Watched
 from selfloop.auditing.placing import order_decides, position_bias
-from selfloop.auditing.putting import Asked, Put, all_puts
-from selfloop.auditing.said import said
+from selfloop.auditing.putting import Asked, Put, all_puts, shape_of
+from selfloop.auditing.said import BARE, said
+from selfloop.calling import asks
 from selfloop.doors import Doors
 from selfloop.organize.judging import judge
 from selfloop.pictures import Library
@@ -106,7 +107,7 @@ def audit(verifier: Verifier, samples: Sequence[Sample], *, probe: Sequence[Know
     watched = {role: Watched(engine) for role, engine in (engines or {}).items()}
     doors = Doors(cast(Mapping[str, Engine], watched),
                   max((e.version for e in watched.values()), default=0), "audit")
-    few = quick and "generate" in parameters(verifier)
+    few = quick and asks(verifier)
     with TemporaryDirectory(prefix="audit-") as folder:
         judged = _judged(verifier, all_puts(verifier, used, golds, Pictured(
             Path(folder), open_picture or Library().open), few), doors)
@@ -117,7 +118,7 @@ def audit(verifier: Verifier, samples: Sequence[Sample], *, probe: Sequence[Know
     bias = None if quick else position_bias(verifier, used, golds, doors)
     wrong = against(calibrated, limits) if calibrated else []
     wrong += _by_place(bias, order_decides(verifier, used, golds, doors), limits,
-                       "generate" in parameters(verifier))
+                       asks(verifier))
     return Audited(name_of(verifier), tuple(sorted(reads(verifier))), len(used), cases,
                    calibrated, bias, tuple(wrong), untold(judged))
 
@@ -151,8 +152,9 @@ def _calibrated(verifier: Verifier, probe: Sequence[Known], samples: Sequence[As
     elif "group" in parameters(verifier):
         return None
     else:
-        known = [Known(a.sample, g, True) for a in samples for g in a.gold]
-        known += [Known(a.sample, w, False) for a in samples
+        shape = shape_of(verifier, samples)
+        known = [Known(a.sample, shape.replace(BARE, g), True) for a in samples for g in a.gold]
+        known += [Known(a.sample, shape.replace(BARE, w), False) for a in samples
                   for w in wrong_for(a.known, golds)[:1]]
         source = "constructed"
     at: dict[str, list[int]] = {}

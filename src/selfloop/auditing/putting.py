@@ -23,6 +23,7 @@ from selfloop.auditing.said import (
     said_as_gold,
     shape_for,
 )
+from selfloop.calling import asks
 from selfloop.roles import Verifier, parameters, reads
 from selfloop.types import Group, Sample
 
@@ -130,23 +131,26 @@ class Puts:
     def _in_pictures(self, asked: Asked, number: int) -> Iterator[Put]:
         """The blank picture is only for who asks a model and reads no gold value."""
         gold, wrong = asked.gold, wrong_for(asked.known, self.golds)[:1]
-        asks = "generate" in parameters(self.verifier)
         orders = ORDERS[number % len(ORDERS)]
         if wrong and (ordered := self.pictured.with_orders(asked.sample, orders)):
             yield Put(IN_PICTURE, asked.sample.id, ordered, wrong[0],
                       tuple(gold * 3) if self.in_groups else ())
-        if gold and asks and not self.in_groups and not reads(self.verifier) \
+        if gold and asks(self.verifier) and not self.in_groups and not reads(self.verifier) \
                 and (blank := self.pictured.blanked(asked.sample)):
             yield Put(BLANK, asked.sample.id, blank, gold[0])
+
+
+def shape_of(verifier: Verifier, samples: Sequence[Asked]) -> str:
+    """The form in which the verifier pays for gold answers, with BARE in the place of one."""
+    labels = [(a.sample.answer, g) for a in samples for g in a.gold]
+    return shape_for(verifier, labels) if "answer" in reads(verifier) else BARE
 
 
 def all_puts(verifier: Verifier, samples: Sequence[Asked], golds: Sequence[str],
              pictured: Pictured, few: bool) -> list[Put]:
     """Every attack and control on each sample; if few, one answer of each, another for the next
     sample: who knows one opener need not know all."""
-    labels = [(a.sample.answer, g) for a in samples for g in a.gold]
-    writer = Puts(verifier, golds, pictured,
-                  shape_for(verifier, labels) if "answer" in reads(verifier) else BARE,
+    writer = Puts(verifier, golds, pictured, shape_of(verifier, samples),
                   reads_structures(verifier) if "answer" in reads(verifier) else False)
     found: list[Put] = []
     for number, asked in enumerate(samples):

@@ -6,9 +6,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from selfloop.calling import asks
 from selfloop.doors import Doors
 from selfloop.organize.judging import judge
-from selfloop.organize.verify.boxes import boxes_in, iou
+from selfloop.organize.verify.boxes import boxes_in, gold_boxes, iou
 from selfloop.organize.verify.label_recovery import time_iou, time_spans
 from selfloop.roles import Verifier, parameters
 from selfloop.types import Group, Message, Part, Rollout, Sample, Turn, Verdict
@@ -23,22 +24,32 @@ SHAPES = ("<think>I look at it.</think><answer>GOLD</answer>", "\\boxed{GOLD}")
 def said_as_gold(answer: Any, verifier: Verifier) -> list[str]:
     """The texts that say a gold value, each of them enough; [] where there is no gold value.
 
-    A list of texts holds alternatives. A box, a stretch of time and records are one text: JSON, or
-    "3 to 7". Where a list of numbers may be either, what the verifier pays for most is taken; a
-    verifier that cannot be asked here (it asks a model, or sees groups) gets JSON.
+    A list of texts holds alternatives, or a set for a verifier that pays for all of them together.
+    A box, a stretch of time and records are one text: JSON, or "3 to 7"; boxes have a confidence
+    where only that is paid for. Where a list of numbers may be either, what the verifier pays for
+    most is taken; a verifier that cannot be asked here (it asks a model, or sees groups) gets JSON.
     """
     if answer is None:
         return []
     if not isinstance(answer, list | tuple | dict):
         return [str(answer)]
-    written = [json.dumps(answer)]
+    forms = _forms(answer)
+    return forms[0] if len(forms) == 1 else max(
+        forms, key=lambda form: _paid(verifier, answer, form[0]))
+
+
+def _forms(answer: Any) -> list[list[str]]:
+    """The ways to say a gold value that is no single text, the most likely first."""
+    boxes = [{"bbox_2d": b.corners, "label": b.label, "confidence": 1.0}
+             for b in gold_boxes(answer) or ()]
+    written = [[json.dumps(answer)], *([[json.dumps(boxes)]] if boxes else [])]
     if not answer or isinstance(answer, dict) or any(isinstance(v, list | dict) for v in answer):
         return written
+    each = [str(v) for v in answer if v is not None]
     if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in answer):
-        return [str(v) for v in answer if v is not None]
+        return [each, *([[", ".join(each)]] if len(each) > 1 else [])]
     span = [[f"{answer[0]:g} to {answer[1]:g}"]] if len(answer) == 2 else []
-    forms = [written, *span, [str(v) for v in answer]]
-    return max(forms, key=lambda form: _paid(verifier, answer, form[0]))
+    return [*written, *span, each]
 
 
 def reads_structures(verifier: Verifier) -> bool:
@@ -54,7 +65,7 @@ def reads_structures(verifier: Verifier) -> bool:
 def shape_for(verifier: Verifier, golds: Sequence[tuple[Any, str]]) -> str:
     """The form of SHAPES in which (gold value, its text) are paid for more often than bare; BARE
     where bare is as good, or it asks a model."""
-    if "generate" in parameters(verifier) or "group" in parameters(verifier):
+    if asks(verifier) or "group" in parameters(verifier):
         return BARE
 
     def paid(shape: str) -> int:

@@ -9,7 +9,7 @@ from statistics import fmean
 from selfloop.collect.conditioning import noted, wholly_own
 from selfloop.collect.unsayable import if_sayable
 from selfloop.roles import Generate, Sampling, SelfloopError
-from selfloop.sampling import SENTENCE_ENDS as ENDS
+from selfloop.sampling import SENTENCE_ENDS
 from selfloop.types import Rollout, Sample
 
 
@@ -51,7 +51,7 @@ class SentenceTree:
     depth: int = 8
     """Sentences at most."""
     sentence_tokens: int = 70
-    stop: tuple[str, ...] = ENDS
+    stop: tuple[str, ...] = SENTENCE_ENDS
     temperature: float = 1.0
     diversity: float = 0.0
     """Nats that a token loses for each earlier child that took it at the same place."""

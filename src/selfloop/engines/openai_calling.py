@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from selfloop import keys
-from selfloop.engines.openai_messages import Reply, reply_of
+from selfloop.engines.openai_messages import Refused, Reply, reply_of
 from selfloop.roles import SelfloopError
 
 MOST_BYTES = 16 * 2**20
@@ -143,6 +143,8 @@ class Caller:
             raise _broken(error, seconds) from None
         try:
             return reply_of(json.loads(data))
+        except Refused as error:  # the same request, of the same seed, would end so again
+            raise _Failed(f"no usable answer ({error})", again=False) from None
         except (ValueError, RecursionError) as error:
             raise _Failed(f"no usable answer ({str(error)[:300]})", again=True) from None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -158,6 +159,10 @@ class Reply:
     """Tokens with log-probs, where the server gave them and they make up the text."""
 
 
+class Refused(ValueError):
+    """An answer that the server ended for a reason of its own: a content filter, a tool call."""
+
+
 def reply_of(answer: Any) -> Reply:
     """Read a chat completion. Raises ValueError, in a few words, for one that is none."""
     if not isinstance(answer, dict):
@@ -175,8 +180,10 @@ def reply_of(answer: Any) -> Reply:
         text = message.get("refusal") or ""
     if not isinstance(text, str):
         raise ValueError(f"the answer's content is {type(text).__name__}, not text")
+    # Half of a surrogate pair, which a server that cuts may leave, cannot be written to a file.
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if reason not in ("stop", "length"):
-        raise ValueError(f"the answer ended with finish_reason {str(reason)[:40]!r}")
+        raise Refused(f"the answer ended with finish_reason {str(reason)[:40]!r}")
     usage = answer.get("usage") if isinstance(answer.get("usage"), dict) else {}
     text = _whole(text)
     return Reply(text=text, finish_reason="length" if reason == "length" else "stop",
@@ -200,6 +207,8 @@ def _pieces(logprobs: Any, text: str) -> tuple[tuple[str, float], ...] | None:
     try:
         found = tuple((_whole(str(t["token"])), float(t["logprob"])) for t in logprobs["content"])
     except (KeyError, TypeError, ValueError):
+        return None
+    if not all(math.isfinite(x) for _, x in found):
         return None
     while found and "".join(piece for piece, _ in found) != text:
         found = found[:-1]

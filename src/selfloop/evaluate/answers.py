@@ -19,7 +19,7 @@ import numpy as np
 
 from selfloop import store
 from selfloop.keys import generator
-from selfloop.organize.verify.vote import voted
+from selfloop.organize.verify.vote import vote_of
 from selfloop.roles import SelfloopError
 from selfloop.types import Word
 
@@ -53,7 +53,7 @@ class Answer(Word):
     @property
     def vote(self) -> str | None:
         """What was found in the text, as votes are counted (organize/verify/vote.py)."""
-        return None if self.parsed is None else voted(self.parsed) or self.parsed
+        return None if self.parsed is None else vote_of(self.parsed) or self.parsed
 
 
 def write(path: str | Path, answers: Sequence[Answer]) -> None:

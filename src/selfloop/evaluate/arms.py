@@ -20,7 +20,7 @@ from selfloop.organize.chain import Chain
 from selfloop.organize.judging import judge
 from selfloop.organize.refine.shuffle import ShuffleVerdicts
 from selfloop.organize.verify.rules import final_answer
-from selfloop.organize.verify.vote import majority, voted
+from selfloop.organize.verify.vote import majority, vote_of
 from selfloop.roles import Engine, Sampling, SelfloopError, reads
 from selfloop.store import RunFolder
 from selfloop.types import Group, Part, Rollout, Sample, Turn
@@ -104,7 +104,7 @@ def _winner(group: Group) -> str:
     own = [(i, r) for i, r in enumerate(group.rollouts) if r.context.text == asked]
     kept = [r for i, r in own if group.verdicts and group.verdicts[i].right]
     said = [(vote, final_answer(r.text) or "") for r in (kept or [r for _, r in own])
-            if (vote := voted(r.text)) is not None]
+            if (vote := vote_of(r.text)) is not None]
     winner = majority([vote for vote, _ in said])[0]
     return next((answer for vote, answer in said if vote == winner), "")
 

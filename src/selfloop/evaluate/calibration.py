@@ -120,8 +120,9 @@ def vote_precision(answers: Iterable[Answer], bins: int = 10) -> VotePrecision |
     """Pseudo-label precision per vote-share bin, of questions that were drawn at least twice.
 
     The vote share is that of the answer read most often among all draws of its question, unread
-    ones included, as MajorityVote counts (organize/verify/vote.py). Wilson's intervals take
-    questions as independent. Arms and seeds vote apart. None when nothing was drawn twice.
+    ones included, as MajorityVote counts and compares them (organize/verify/vote.py). Wilson's
+    intervals take questions as independent. Arms and seeds vote apart. None when nothing was drawn
+    twice.
     """
     drawn: dict[tuple[str, int, str], list[Answer]] = {}
     for one in answers:

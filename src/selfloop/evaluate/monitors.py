@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from statistics import fmean, stdev
 
 from selfloop.evaluate.answers import Answer, accuracy, maj_at_k, pass_at_k, unjudged
-from selfloop.organize.verify.vote import voted
+from selfloop.organize.verify.vote import vote_of
 from selfloop.types import Group, Verdict
 
 GREEDY, NO_IMAGE, DRAWS, REWARD = "greedy", "no_image", "draws", "reward"
@@ -58,7 +58,7 @@ def _solved(counts: Sequence[tuple[int, int]]) -> dict[str, float]:
     return {f"pass@{k}": fmean(pass_at_k(n, c, k) for n, c in enough) for k in _powers(most)}
 
 
-def monitors(groups: Sequence[Group], parse: Callable[[str], str | None] = voted
+def monitors(groups: Sequence[Group], parse: Callable[[str], str | None] = vote_of
              ) -> dict[str, float]:
     """Figures of one step's judged groups.
 

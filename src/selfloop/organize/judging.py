@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from selfloop.calling import SelfloopError, compares
 from selfloop.doors import Doors
 from selfloop.roles import (
     Generate,
@@ -87,6 +88,17 @@ def excess(unknown: Unknown, verifier: Verifier | None, max_errors: float,
                 "that it cannot judge (without a gold value, or with one that it cannot read), "
                 "raise max_unjudged, or mend the verifier")
     return ""
+
+
+def alone(metric: Verifier) -> None:
+    """Raises SelfloopError for a verifier that judges answers by each other: evaluation judges one
+    answer at a time, and that always agrees with itself."""
+    if compares(metric):
+        name = name_of(metric).rpartition(":")[2]
+        raise SelfloopError(
+            f"metric {name}: it judges the answers to one question by each other, and a metric "
+            "judges one answer, which always agrees with itself: name as metric what tells right "
+            f"from wrong (verifier: exact), and {name} as what rewards (reward: {{use: {name}}})")
 
 
 def judge(verifier: Verifier | None, groups: Sequence[Group], doors: Doors) -> Judged:

@@ -34,7 +34,7 @@ def mm_upt(metric: Verifier, *, questions: str = "own", asked: int = 1, n: int =
     greedy = Sampling(temperature=0.0, max_new_tokens=max_new_tokens)
     return Loop(
         name="mm_upt", sampler=answering_or_asking(questions, ask, answer),
-        verifier=OwnQuestions(MajorityVote(share=0.0)),
+        verifier=OwnQuestions(MajorityVote(share=0.0, ties="first")),
         learn={"solver": Learn(organizer=organizer, loss=GRPO(kl=kl), optim=optim)},
         evaluation=Evaluation(metric=metric, sampling=greedy),
         iterations=iterations, steps=steps, samples=samples, seed=seed)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 
-from selfloop.organize.verify.rules import final_answer
+from selfloop.organize.verify.polarity import said_yes
 
 _DASHED = ';/[]"{}()=+\\_-><@`,?!'
 """The marks that VLMEvalKit takes out; others, such as : and *, stay part of a word."""
 
 
 def in_final_answer(text: str) -> str | None:
-    """Our own rule: the final answer says yes or no and not both; None otherwise."""
-    said = set(re.findall(r"\b(?:yes|no)\b", (final_answer(text) or "").lower()))
-    return said.pop() if len(said) == 1 else None
+    """Our own rule, that of the verifier `yes_no`: the first word, or the only one of the two; None
+    for neither, for both, and for "no idea"."""
+    return {True: "yes", False: "no", None: None}[said_yes(text)]
 
 
 def among_words(text: str) -> str | None:

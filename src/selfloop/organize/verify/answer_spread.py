@@ -70,6 +70,7 @@ class SoftVote:
 
     gamma: float = 0.7
     brief: bool = False
+    compares = True  # see judging.alone
 
     def __call__(self, group: Group) -> list[Verdict]:
         """One verdict a rollout; answers to other questions of the group are votes of their own."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from selfloop.doors import asking_of
+from selfloop.organize.verify.final import unthought
 from selfloop.organize.verify.polarity import polarity
 from selfloop.roles import Generate, Sampling, SelfloopError
 from selfloop.types import Media, Rollout, digest
@@ -44,13 +45,13 @@ async def ask(generate: Generate, text: str, media: Sequence[Media], role: str,
 def yes_or_no(text: str) -> bool | None:
     """True or False for a reply whose first word is yes or no and that says not both; else None,
     and for "no idea", too."""
-    return polarity(text, first=True)
+    return polarity(unthought(text), first=True)
 
 
 def object_in(reply: str) -> dict[str, Any] | None:
     """The JSON object that a reply is, bare or whole in a ```json block; None for any other text,
     for one that is very long, and for an object that says one thing twice."""
-    text = reply.strip()
+    text = unthought(reply).strip()
     if block := re.fullmatch(r"```(?:json)?\s*(\{.*\})\s*```", text, re.S | re.I):
         text = block[1]
     if not text.startswith("{") or len(text) > 8 * LONGEST:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from selfloop.doors import filled
 from selfloop.organize.verify.asking import LONGEST, ask, fenced, yes_or_no
+from selfloop.organize.verify.final import unthought
 from selfloop.roles import Generate, Sampling
 from selfloop.types import Rollout, Sample, Verdict
 
@@ -25,17 +26,18 @@ Span = tuple[int, int, float]
 
 def claims_in(reply: str) -> list[str] | None:
     """The claims that a splitter listed, one a line, doubles once; [] for "none"; None where the
-    reply is no such list. A line without a mark goes on with the claim before it."""
-    lines = [line.strip() for line in reply.strip().splitlines() if line.strip()]
+    reply is no such list. A line without a mark goes on with the claim before it, but not behind a
+    blank line: that is a closing remark."""
+    lines = [line.strip() for line in unthought(reply).strip().splitlines()]
     found: list[str] = []
-    for line in lines:
+    for above, line in zip(["", *lines], lines, strict=False):
         listed = re.fullmatch(r"(?:[-*•]|\d+[.)])\s+(.+)", line)
-        if listed is None and found:
-            found[-1] += f" {line}"  # a claim that goes on in the next line
-        elif listed is not None:
+        if listed is not None:
             found.append(listed[1].strip())
+        elif found and line and above:
+            found[-1] += f" {line}"  # a claim that goes on in the next line
     claims = [c for c in dict.fromkeys(found) if c.lower().strip(" .") != "none"]
-    nothing = [line.lower().strip(" .-*") for line in lines] == ["none"]
+    nothing = [line.lower().strip(" .-*") for line in lines if line] == ["none"]
     return claims or ([] if nothing else None)
 
 

@@ -11,11 +11,18 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any
 
-from selfloop.calling import SelfloopError
-from selfloop.organize.verify.parts import combined, named, not_empty
+from selfloop.calling import (
+    SelfloopError,
+    among_groups,
+    as_verdict,
+    call_by_name,
+    name_of,
+    parameters,
+)
+from selfloop.organize.verify.parts import awaited, combined, named, not_empty, put_in
 from selfloop.organize.verify.rules import final_answer
 from selfloop.roles import Verifier
-from selfloop.types import Rollout, Verdict
+from selfloop.types import Group, Rollout, Verdict
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,11 @@ class Weighted:
 
     def __post_init__(self) -> None:
         not_empty("Weighted", self.verifiers)
+        weights = [w for w, _ in self.verifiers]
+        if not all(map(math.isfinite, weights)) or min(weights) < 0 or not sum(weights):
+            raise SelfloopError(f"Weighted: weights {', '.join(f'{w:g}' for w in weights)}; "
+                                "expected none below 0 and one above: where nothing but a penalty "
+                                "could tell, its mean would be a reward; take Sum")
 
     def __call__(self, rollout: Rollout, **offered: Any) -> Verdict | Awaitable[Verdict]:
         """See AllOf."""
@@ -71,3 +83,41 @@ class Weighted:
 def _judged(rollout: Rollout, found: list[Verdict], score: float | None) -> Verdict:
     return Verdict(score=score, parts=named(found), rationale=final_answer(rollout.text) or "",
                    cost=sum(v.cost for v in found))
+
+
+@dataclass(frozen=True)
+class InGroups:
+    """A combination of single answers' verifiers, some of whose parts judge whole groups: a vote
+    times the asked form is `InGroups(AllOf((MajorityVote(), Tags())))`.
+
+    Each of those parts judges the group once, and what it says of an answer stands in its place
+    when that answer is judged.
+    """
+
+    combination: Verifier
+
+    def __post_init__(self) -> None:
+        if "group" in parameters(self.combination) or not among_groups(self.combination):
+            raise SelfloopError(f"InGroups({name_of(self.combination)}): expected a verifier of "
+                                "single answers, AllOf or the like, with a part that judges groups")
+
+    async def __call__(self, group: Group, **offered: Any) -> list[Verdict]:
+        """One verdict a rollout. Gold values reach only those verifiers that name them."""
+        parts = among_groups(self.combination)
+        told = [await self._told(part, group, offered) for part in parts]
+        found = []
+        for i, rollout in enumerate(group.rollouts):
+            alone = put_in(self.combination, parts, [verdicts[i] for verdicts in told])
+            value = await awaited(call_by_name(alone, rollout=rollout, **offered))
+            found.append(as_verdict(value, name_of(self.combination)))
+        return found
+
+    @staticmethod
+    async def _told(part: Verifier, group: Group, offered: dict[str, Any]) -> list[Verdict]:
+        value = await awaited(call_by_name(part, group=group, **offered))
+        found = [as_verdict(v, name_of(part))
+                 for v in (value.verdicts if isinstance(value, Group) else value)]
+        if len(found) != len(group.rollouts):
+            raise SelfloopError(f"{name_of(part)}: {len(found)} verdicts for {len(group.rollouts)} "
+                                "rollouts")
+        return found

@@ -18,15 +18,16 @@ _SMALL = {word: n for n, word in enumerate(WORDS)} | {
                                            "eighty", "ninety"), 3)} | {"fourty": 40, "ninty": 90}
 _LARGE = {"hundred": 100, "dozen": 12, "thousand": 1000, "million": 10**6}
 _DIGITS = r"\d{1,3}(?:,\d{3})+|\d{1,9}"
-_NAME = "|".join(sorted([*_SMALL, *_LARGE], key=len, reverse=True))
+NAME = "|".join(sorted([*_SMALL, *_LARGE], key=len, reverse=True))
+"""A number word, as a pattern."""
 _COUNT = re.compile(
-    rf"(?<![\w.,])(?:(?:{_DIGITS}|a(?=\s+(?:{'|'.join(_LARGE)})\b)|{_NAME})"
-    rf"(?:(?:\s+and\s+|[\s-]+)(?:{_DIGITS}|{_NAME}))*)(?:\s*(%|\w|[.,/:]\d))?", re.I)
+    rf"(?<![\w.,])(?:(?:{_DIGITS}|a(?=\s+(?:{'|'.join(_LARGE)})\b)|{NAME})"
+    rf"(?:(?:\s+and\s+|[\s-]+)(?:{_DIGITS}|{NAME}))*)(?:\s*(%|\w|[.,/:]\d))?", re.I)
 _TOKEN = re.compile(rf"{_DIGITS}|\w+")
 _NONE = re.compile(r"\b(?:none|nothing|nobody|no[ -]one|not (?:a single one|any(?:one|thing)?))\b|"
                    r"\bno\s+(?!(?:idea|way|clue|doubt|question|problem|matter|information|answer|"
                    r"more|fewer|less|longer|other|means|need|but|and|or|not|it|there|the|they|i|"
-                   rf"this|{_NAME})\b)[a-z]+", re.I)
+                   rf"this|{NAME})\b)[a-z]+", re.I)
 _HEDGED = re.compile(
     r"(?:\b(?:more|less|fewer|greater|larger|smaller|other) than|\bat (?:least|most)|\bup to|"
     r"\b(?:over|under|above|below|not|never|almost|nearly|minus|negative)|n['’]t|[<>≤≥≠~−]|"

@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 import re
 import string
+import unicodedata
 from typing import Any
 
 from selfloop.organize.verify.boxed import boxed
 
-_ANNOUNCED = re.compile(r"(?:final answer|answer)\s*(?:is|:)\s*(.+)", re.I)
+_ANNOUNCED = re.compile(
+    r"answer(?:\*\*|__)?\s*(?:is\b(?:\s*:)?|:)(?:(?:\*\*|__)(?=\s))?\s*(.+)", re.I)
+_THOUGHTS = (("<think>", "</think>"), ("<thinking>", "</thinking>"), ("◁think▷", "◁/think▷"))
+"""Between which marks models think; the last pair is Kimi-VL's."""
 _WRAPPED = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|rm)\s*\{([^{}]*)\}")
 _BEFORE = re.compile(r"^(?:[,;:!?…]+|\.+(?!\d)|[*_`$]+(?=.)|#+ |[-*•] +(?![\d.]))")
 _PEELS = 8
@@ -20,8 +24,9 @@ _PAIRS = ('""', "''", "``", "()", "[]", "{}", "“”", "‘’", "«»", "**", 
 def final_answer(text: str) -> str | None:
     """What an answer finally says: boxed, tagged, announced, after the last "=", or all of it.
 
-    None when there is nothing but white space.
+    A thought is no answer, see `unthought`. None when there is nothing but white space.
     """
+    text = unthought(text)
     if (found := _marked(text)) is not None:
         return found or None
     if announced := _ANNOUNCED.findall(text):
@@ -30,13 +35,35 @@ def final_answer(text: str) -> str | None:
     return _tidy(tail) or None
 
 
+def unthought(text: str) -> str:
+    """What a text says outside of its thoughts, <think> to </think>: what is weighed there ("the
+    answer is 4? No ...") is not the answer.
+
+    A thought may begin before the text, in the prompt; one that never closes has no answer behind
+    it. Linear in the text.
+    """
+    for opening, closing in _THOUGHTS:
+        first, *others = text.split(opening)
+        kept = [first, *(piece for piece in others if closing in piece)]
+        text = "\n".join(piece.rpartition(closing)[2] for piece in kept)
+    return text
+
+
 def uncut(text: str) -> list[str]:
     """Other readings of the same answer, for gold texts that hold an "=" or "answer:" themselves:
     its last line, where a "=" cut it, and all of it. [] where it is boxed or tagged."""
+    text = unthought(text)
     if _marked(text) is not None:
         return []
     cut = [_tidy(text)] if "=" in text and not _ANNOUNCED.search(text) else []
     return [*cut, text.strip()]
+
+
+def explained(text: str) -> str | None:
+    """All that an answer says, where nothing is boxed, tagged or announced: people answer first and
+    explain in the lines below, so that the last line need not hold the answer. None elsewhere."""
+    text = unthought(text)
+    return None if _marked(text) is not None or _ANNOUNCED.search(text) else text.strip() or None
 
 
 def _marked(text: str) -> str | None:
@@ -81,7 +108,8 @@ def normal(text: str) -> str:
     A sign that says something stays, too: "-7" is not "7", "C#" not "C", "50%" not "50", "<5" not
     ">5", "A+" not "A". One minus sign is as good as another, and a blank behind it is none.
     """
-    plain = " ".join(unwrapped(text).replace("−", "-").lower().split())
+    composed = unicodedata.normalize("NFC", unwrapped(text)).replace("−", "-")
+    plain = " ".join(re.sub(r"(?<=\w)’(?=\w)", "'", composed).lower().split())
     bare, before, peels = plain, "", _PEELS
     while bare != before and peels:
         before, peels = bare, peels - 1

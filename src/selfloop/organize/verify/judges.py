@@ -20,6 +20,7 @@ from typing import Any
 
 from selfloop.doors import filled
 from selfloop.organize.verify.asking import BrokenReply, ask, code, fenced, object_in
+from selfloop.organize.verify.final import unthought
 from selfloop.roles import Generate, Sampling
 from selfloop.types import Group, Rollout, Sample, Verdict
 
@@ -105,12 +106,13 @@ _TAKES_BACK = re.compile(
 
 
 def _last_line(reply: str, shape: str) -> str | None:
-    lines = [line.strip().lower() for line in reply.strip().splitlines() if line.strip()]
+    said = unthought(reply).splitlines()
+    lines = [line.strip().lower() for line in said if line.strip()]
     bare = [re.sub(r"[*_`]+", "", line).strip() for line in lines]
     found = [(i, m[1]) for i, line in enumerate(bare) if (m := re.fullmatch(shape, line))]
     after = lines[found[-1][0] + 1:] if found else []
     ends = not after or (len(after) == 1 and not _TAKES_BACK.search(after[0]))
-    return found[-1][1] if ends and len({said for _, said in found}) == 1 else None
+    return found[-1][1] if ends and len({value for _, value in found}) == 1 else None
 
 
 def _reference(reference: Any, key: str) -> str:
@@ -202,6 +204,7 @@ class PairwiseJudge:
     average: bool = False
     prompt: str = PREFER
     sampling: Sampling = GREEDY
+    compares = True  # see judging.alone
 
     async def __call__(self, generate: Generate, group: Group, key: str) -> list[Verdict]:
         """One verdict a rollout. Reads no label."""
@@ -260,6 +263,7 @@ class ReferencePairwiseJudge:
     `answer`; abstains without one."""
 
     judge: PairwiseJudge = PairwiseJudge()
+    compares = True
 
     async def __call__(self, generate: Generate, group: Group, key: str, answer: Any
                        ) -> list[Verdict]:

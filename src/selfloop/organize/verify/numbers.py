@@ -1,7 +1,8 @@
 """The numbers that a text says, with signs, fractions, powers, units, and what hedges them.
 
 "−5" and "- 5" are minus five, "3-5" is three and five, "1 1/2" is 1.5, "3 x 10^8" is one number.
-"not 5" and "more than 5" are marked, so that they are not taken for 5.
+"not 5" and "more than 5" are marked, so that they are not taken for 5. Where a text has no digits
+its number words are read: "twenty-one" is 21.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 import unicodedata
 from dataclasses import dataclass, replace
 
+from selfloop.organize.verify.counts import NAME, value_of
 from selfloop.organize.verify.final import final_answer, unwrapped
 from selfloop.organize.verify.measures import converted, spelt, unit_at
 
@@ -43,6 +45,13 @@ _INSIDE = re.compile(r"(?:√|\\[A-Za-z]+|\^|_|(?<![A-Za-z])[b-zB-Z]\s*[-+*/×])
 _RELATION = re.compile(r"(?:\\(?:neq?|leq?|geq?|approx|pm)|\bnot)\s*$")
 _NEAR = 80
 """Characters before a number in which its sign and what hedges it are looked for."""
+_WORDS = re.compile(
+    rf"(?<![\w-])(?<!\bpoint )(?:a\s+)?(?:{NAME})\b(?:(?:\s+and\s+|[\s-]+)(?:{NAME})\b)*(?![\w-])"
+    r"(?!\s+(?:point|half|halves|thirds?|quarters?|fifths?|sixths?|sevenths?|eighths?|ninths?|tenths?|"
+    r"hundredths?|and\s+an?\s+\w+)\b)", re.I)
+"""A run of number words that is no part of a fraction."""
+_PRONOUN = re.compile(
+    r"\b(?:the|this|that|which|each|every|no|any|some|an?other|only|last)[ -]$", re.I)
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 
 
@@ -71,9 +80,21 @@ def without_latex(text: str) -> str:
     return re.sub(r"(?<=\d)([⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+)", lambda m: f"^{m[1].translate(_RAISED)}", text)
 
 
+def _in_digits(text: str) -> str:
+    """A text without digits with its number words as digits; a text that has digits stays."""
+    def written(m: re.Match[str]) -> str:
+        before, after = text[max(0, m.start() - 10):m.start()], text[m.end():m.end() + 10]
+        pronoun = m[0].lower() == "one" and (
+            _PRONOUN.search(before) or re.match(r"\s+(?:can|could|another)\b", after))
+        value = None if pronoun else value_of(m[0])
+        return m[0] if value is None else str(value)
+
+    return text if re.search(r"\d", text) else _WORDS.sub(written, text)
+
+
 def numbers_said(text: str) -> list[Said]:
     """All numbers of a text in order; digits inside words and units ("H2O", "m2") are none."""
-    text = spelt(without_latex(text[-LONGEST:]))
+    text = spelt(_in_digits(without_latex(text[-LONGEST:])))
     found: list[Said] = []
     at = 0
     while (m := _NUMBER.search(text, at)) is not None:

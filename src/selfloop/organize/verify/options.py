@@ -5,7 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from selfloop.organize.verify.final import final_answer, normal, unwrapped
+from selfloop.organize.verify.final import (
+    explained,
+    final_answer,
+    normal,
+    unthought,
+    unwrapped,
+)
 
 _LEAD = re.compile(
     r"[\s*_`]*(?:(?:so|thus|hence|therefore|then|i (?:think|believe|would say)(?: that)?|"
@@ -33,13 +39,31 @@ def option(text: str, options: Mapping[str, str]) -> str | None:
     A letter counts at the start of the final answer ("B", "(b)", "B. a cat", "Option B"); "A" and
     "I" are also words, so before a space they count only if their option's text follows, or "is the
     answer". Naming a second letter is no answer, unless it is denied ("B, not A") or belongs to the
-    option's text; so is a letter that is denied itself. Else the text of exactly one option.
+    option's text; so is a letter that is denied itself. Else the text of exactly one option. Where
+    the final part names none and nothing is announced, the first line may, if no later one names
+    another.
     """
-    for said in (final_answer(text), text.strip().rsplit("\n", 1)[-1]):
+    for said in (final_answer(text), unthought(text).strip().rsplit("\n", 1)[-1]):
         found = _named(said, options) if said else None
         if found is not None:
             return found
-    return None
+    return _answered_first(explained(text) or "", options)
+
+
+def _answered_first(text: str, options: Mapping[str, str]) -> str | None:
+    """The letter of the first line, which the lines below explain; None where they name another."""
+    first, _, below = text.partition("\n")
+    letter = _named(first, options)
+    if letter is None or not below.strip() or _others("\n" + below, letter, options):
+        return None
+    for line in below.splitlines():
+        lead = _LETTER.match(_bare(line))
+        if lead is None or lead["letter"].upper() not in {*options} - {letter}:
+            continue
+        article = lead["letter"] in "AI" and re.match(r"\s+[a-z]", lead["rest"]) is not None
+        if not article and not _DENIED.match(lead["rest"]):
+            return None
+    return letter
 
 
 def letters(text: str, most: str = "ABCDEFGHIJ") -> tuple[str, ...]:

@@ -5,9 +5,17 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
-from selfloop.calling import SelfloopError, as_verdict, call_by_name, name_of
+from selfloop.calling import (
+    SelfloopError,
+    among_groups,
+    as_verdict,
+    call_by_name,
+    name_of,
+    parameters,
+)
 from selfloop.roles import Verifier
 from selfloop.types import Rollout, Verdict
 
@@ -65,3 +73,44 @@ def not_empty(what: str, parts: tuple[Any, ...]) -> None:
     """Raises SelfloopError where there is nothing to combine."""
     if not parts:
         raise SelfloopError(f"{what}: no verifier was given; expected at least one")
+
+
+async def awaited(value: Any) -> Any:
+    """A value, awaited where it has to be."""
+    return await value if inspect.isawaitable(value) else value
+
+
+@dataclass(frozen=True)
+class Told:
+    """A part's verdict that is known already, in the place of the part."""
+
+    verdict: Verdict
+
+    def __call__(self, rollout: Rollout) -> Verdict:
+        """Whatever is asked."""
+        return self.verdict
+
+
+def put_in(verifier: Any, parts: Sequence[Any], verdicts: Sequence[Verdict]) -> Any:
+    """The verifier with its parts, wherever they stand in it, replaced by what they said."""
+    for part, verdict in zip(parts, verdicts, strict=True):
+        if verifier is part:
+            return Told(verdict)
+    if isinstance(verifier, tuple):
+        return tuple(put_in(one, parts, verdicts) for one in verifier)
+    if not is_dataclass(verifier) or isinstance(verifier, type) or not among_groups(verifier):
+        return verifier
+    return replace(verifier, **{
+        f.name: put_in(getattr(verifier, f.name), parts, verdicts)
+        for f in fields(verifier) if f.init})
+
+
+def check_parts(verifier: Any) -> None:
+    """Raises SelfloopError for a combination that ships and judges single answers, one of whose
+    parts judges groups: it would be called with an answer that it does not name."""
+    ours = type(verifier).__module__.startswith("selfloop.organize.verify.")
+    if ours and "group" not in parameters(verifier) and (among := among_groups(verifier)):
+        name, part = (name_of(v).rpartition(":")[2] for v in (verifier, among[0]))
+        raise SelfloopError(f"{name}: its part {part} judges whole groups and {name} single "
+                            f"answers: wrap it as InGroups({name}(...)), in run.yaml "
+                            f"{{use: InGroups, combination: {{use: {name}, ...}}}}")

@@ -1,12 +1,14 @@
-"""Whether a text says yes or no. The first word decides; "no idea" is neither."""
+"""Whether a text says yes or no. The first word decides; "no idea" and "not sure" are neither."""
 
 from __future__ import annotations
 
 import re
 
+from selfloop.organize.verify.final import explained, final_answer
+
 _WORD = re.compile(r"(?<![\w'’])(yes|no)(?![\w'’])", re.I)
 _UNKNOWN = re.compile(r"\s+(?:idea|way|clue|information|evidence|means|basis|certainty|opinion|"
-                      r"answer|data|comment)s?\b", re.I)
+                      r"answer|data|comment|one (?:knows|can (?:know|say|tell)))s?\b", re.I)
 _FILLER = re.compile(r"\s+(?:doubt|question|problem|wonder|need|matter)\b", re.I)
 _AFTER_NOT = re.compile(r"(?:\b(?:not|neither|never)|n['’]t)\s+(?:a\s+)?[\"'“*]*$", re.I)
 _NEAR = 40
@@ -43,3 +45,16 @@ def polarity(text: str, *, first: bool = False) -> bool | None:
     unknown = any(not says and _UNKNOWN.match(text[at + 2:at + _NEAR]) for at, says, _ in found)
     said = {says for _, says, _ in found}
     return said.pop() if len(said) == 1 and not first and not unknown else None
+
+
+def said_yes(text: str) -> bool | None:
+    """What a whole answer says: the first word of its final part decides, then, where nothing is
+    announced, the first word of all ("Yes.\\n\\nThe dog is on the left."), then the one of the two
+    that the final part says. None for neither or both."""
+    final = final_answer(text)
+    if final is None:
+        return None
+    found = polarity(final, first=True)
+    if found is None and (whole := explained(text)) is not None:
+        found = polarity(whole, first=True)
+    return polarity(final) if found is None else found

@@ -19,10 +19,11 @@ from selfloop.organize.verify.final import (
     normal,
     tagged,
     uncut,
+    unthought,
 )
 from selfloop.organize.verify.numbers import numbers_said, the_number
 from selfloop.organize.verify.options import letters, option
-from selfloop.organize.verify.polarity import polarity
+from selfloop.organize.verify.polarity import said_yes
 from selfloop.types import Rollout, Sample, Verdict
 
 __all__ = ["AllAccepted", "as_number", "choice", "exact", "final_answer", "number", "tagged",
@@ -107,13 +108,13 @@ def choice(rollout: Rollout, answer: Any, sample: Sample | None = None) -> Verdi
 
 
 def yes_no(rollout: Rollout, answer: Any) -> Verdict:
-    """The yes or no of the final answer equals the gold one: the first word, or the only one of the
-    two. Saying both is wrong, and so are "not yes" and "no idea"."""
+    """The yes or no of the answer equals the gold one: the first word, of the final part or else of
+    all, or the only one of the two. Saying both is wrong, and so are "not yes" and "no idea"."""
     gold = normal(str(answer)) if answer is not None else ""
     if gold not in ("yes", "no"):
         return Verdict(rationale="the gold answer is neither yes nor no")
     parsed = final_answer(rollout.text)
-    said = polarity(parsed) if parsed else None
+    said = said_yes(rollout.text)
     return _verdict(said is not None and said == (gold == "yes"), parsed)
 
 
@@ -144,7 +145,8 @@ class AllAccepted:
         parsed = final_answer(rollout.text)
         if not wanted:
             return Verdict(rationale="the gold answer is no set of texts")
-        said = max((_listed(t, frozenset(wanted)) for t in (parsed, rollout.text.strip()) if t),
+        whole = unthought(rollout.text).strip()
+        said = max((_listed(t, frozenset(wanted)) for t in (parsed, whole) if t),
                    key=lambda found: len(found & wanted) - len(found - wanted), default=set())
         shared = len(said & wanted) / len(said | wanted)
         return Verdict(score=shared if self.partial else float(shared == 1), rationale=parsed or "")

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
+from selfloop.calling import SelfloopError
 from selfloop.organize.verify.rules import final_answer, normal_answer
 from selfloop.types import Group, Rollout, Verdict
 
@@ -22,30 +24,52 @@ def majority(answers: Sequence[str | None]) -> tuple[str | None, float]:
     return answer, count / len(answers)
 
 
-def voted(text: str) -> str | None:
-    """What an answer votes for: its final answer in the form in which votes are counted. "Yes" and
-    "**yes**." are one vote, "1,200" is "1200"; None for an answer that says nothing."""
-    return normal_answer(text) or final_answer(text)  # a bare sign is an answer, too
+def vote_of(text: str | None) -> str | None:
+    """An answer as votes compare answers, None for one that says nothing: "Yes" and "yes." are one
+    vote, "1,200" is "1200"; a bare sign is an answer, too ("which operator ?")."""
+    return None if text is None else normal_answer(text) or final_answer(text)
+
+
+def tied(votes: Sequence[str | None]) -> bool:
+    """Whether several answers share the lead."""
+    counts = Counter(a for a in votes if a is not None).most_common(2)
+    return len(counts) == 2 and counts[0][1] == counts[1][1]
 
 
 @dataclass(frozen=True)
 class MajorityVote:
     """1 for answers that agree with the group's majority, 0 for the others (MM-UPT, arXiv
-    2505.22453). Abstains on the whole group when the majority's share is below `share`.
+    2505.22453). Abstains on all of them when the majority's share is below `share`.
 
-    Answers are compared by `voted`, as they are wherever votes are counted.
+    Answers are compared by `vote_of`, those to each question of a group (`sampling["question"]`)
+    among themselves. Among answers that share the lead there is no majority, and it abstains;
+    `ties="first"` takes the one that came first, as MM-UPT's and TTRL's released code does: a coin
+    flip, whose pseudo-label is no better than any of its answers.
     """
 
     share: float = 0.5
+    ties: Literal["abstain", "first"] = "abstain"
+    compares = True  # see judging.alone
+
+    def __post_init__(self) -> None:
+        if self.ties not in ("abstain", "first") or not 0 <= self.share <= 1:
+            raise SelfloopError(f"{self}: expected a share in [0, 1], and ties abstain or first")
 
     def __call__(self, group: Group) -> list[Verdict]:
         """One verdict a rollout."""
-        votes = [voted(r.text) for r in group.rollouts]
+        asked = [str(r.sampling.get("question") or "") for r in group.rollouts]
+        said = [vote_of(r.text) for r in group.rollouts]
+        decided = {q: self._winner([a for a, own in zip(said, asked, strict=True) if own == q])
+                   for q in {*asked}}
+        return [Verdict(score=None if decided[q][0] is None else float(vote == decided[q][0]),
+                        rationale=final_answer(r.text) or "", parts={"vote_share": decided[q][1]})
+                for r, vote, q in zip(group.rollouts, said, asked, strict=True)]
+
+    def _winner(self, votes: Sequence[str | None]) -> tuple[str | None, float]:
+        """(the answer that is paid, or None; the share of the lead)."""
         winner, share = majority(votes)
-        decided = winner is not None and share >= self.share
-        return [Verdict(score=float(vote == winner) if decided else None,
-                        rationale=final_answer(r.text) or "", parts={"vote_share": share})
-                for r, vote in zip(group.rollouts, votes, strict=True)]
+        open_ = share < self.share or (self.ties == "abstain" and tied(votes))
+        return None if open_ else winner, share
 
 
 @dataclass(frozen=True)
@@ -56,13 +80,14 @@ class Agreement:
     question)` says whether its conclusion follows from it (None = cannot tell). Evidence is
     voted on over all the group's rollouts, whatever they were asked, because all saw one
     picture. Right = the chain holds and the evidence won. Abstains when no evidence has `share`
-    of the votes, or fewer than `least` rollouts carried any.
+    of the votes, or fewer than `least` rollouts carried any. Of a tie the first evidence wins.
     """
 
     evidence: Callable[[str], str | None]
     follows: Callable[[str, str], bool | None]
     share: float = 0.5
     least: int = 3
+    compares = True
     concludes: Callable[[str, str], str | None] | None = None
     """(evidence, question) -> answer, where a rule can tell: makes the vote at test time, which
     a loop has to beat, as strong as it can be. Training does not use it."""

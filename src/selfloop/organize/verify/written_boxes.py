@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from selfloop.organize.verify.final import tagged
+from selfloop.organize.verify.final import tagged, unthought
 
 _CORNER = r"([-+]?(?:\d{1,12}(?:\.\d{0,30})?|\.\d{1,30})(?:[eE][-+]?\d{1,3})?)"
 _GAP = r"\s{0,20}"
@@ -50,8 +50,10 @@ class Box:
 def boxes_in(text: str) -> list[Box]:
     """The boxes that a text writes, in order; broken JSON around them is no matter.
 
-    Only what `<answer>` holds is read where a text has that tag (the last one). [] for none.
+    Only what `<answer>` holds is read where a text has that tag (the last one), and no thought. []
+    for none.
     """
+    text = unthought(text)
     answers = tagged(text)
     text = answers[-1] if answers else text
     records = [(m.start(), m.end(), m[0]) for m in _RECORD.finditer(text)]
