@@ -38,6 +38,7 @@ class Calibrated:
     stop: tuple[str, ...] = (".", "!", "?")
     """What ends a sentence: the tree's own."""
     images: str = ""
+    compares = False  # but for ranks, which are of paths and not of answers
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight <= 1:
