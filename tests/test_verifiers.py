@@ -399,6 +399,30 @@ def test_what_compares_answers_is_no_metric(metric):
     assert star(metric, exact).evaluation.metric is exact
 
 
+def own_vote(group):
+    """A vote that somebody wrote."""
+    first = group.rollouts[0].text
+    return [float(r.text == first) for r in group.rollouts]
+
+
+def each_by_itself(group):
+    return [float(bool(r.text)) for r in group.rollouts]
+
+
+each_by_itself.compares = False
+
+
+def labelled_group(group, answer):
+    return [float(r.text == answer) for r in group.rollouts]
+
+
+def test_a_vote_of_ones_own_is_no_metric_either():
+    with pytest.raises(SelfloopError, match="let it say `compares = False`"):
+        Evaluation(metric=own_vote)
+    for metric in (each_by_itself, labelled_group):
+        assert Evaluation(metric=metric).metric is metric
+
+
 def test_a_vote_has_a_share_and_a_rule_for_ties():
     for options in ({"share": 50}, {"ties": "last"}):
         with pytest.raises(SelfloopError, match="ties abstain or first"):

@@ -53,6 +53,11 @@ QUANTITIES = [
     ("The answer is not 5", "5", W), ("4 out of 10", "10", W), ("- 5", "5", W),
     ("1e400", "1e400", N), ("5", "9" * 400, N), ("5 cm", "5 cm long", R),
     ("three cm", "3 cm", R), ("two hours", "120 min", R),
+    ("1 hour 30 minutes", "1.5 h", R), ("1 hour and 30 minutes", "90 min", R),
+    ("5 ft 6 in", "66 in", R), ("66 in", "5'6\"", R), ("1 m 75 cm", "1.75 m", R),
+    ("-1 h 30 min", "-1.5 h", R), ("1 h 90 min", "2.5 h", W), ("5 m and 30 cm", "5.3 m", W),
+    ("5 cm by 3 mm", "5.3 cm", W), ("more than 1 h 30 min", "1.5 h", W),
+    ("3 kilos", "3 kg", R), ("5 ms^{-1}", "5 m/s", R), ("5 ms", "5 m/s", W),
 ]
 NUMBERS = [
     ("3 or 5", "5", W), ("1, 2, 3, 4, 5", "5", W), ("between 3 and 5", "5", W), ("not 5", "5", W),
@@ -239,7 +244,8 @@ def test_points_are_no_box_and_a_threshold_is_above_zero():
 # -- formulas ------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize(("words", "gold", "score"), [
-    ("5 cm", "5 m", N), ("act", "cat", N), ("y = 2", "x = 2", W), ("x = 2", "x = 2", R),
+    ("5 cm", "5 m", N), ("5 or 6", "5", W), ("act", "cat", N), ("y = 2", "x = 2", W),
+    ("x = 2", "x = 2", R),
     ("2", "x = 2", R), ("\\{1,2\\}", "(1,2)", W), ("(1,2)", "(1,2)", R), ("5\\%", "5", W),
     ("5", "5\\%", N), ("$1$ $2$ $3$ $4$ $5$", "5", W), ("The answer is $5$.", "5", R),
     ("$1+1$ and then $2$. Answer: $3$", "3", R), ("3e8", "3 \\times 10^8", R), ("1", "\\frac{", N),
@@ -334,6 +340,7 @@ def test_a_vote_is_combined_with_what_judges_each_answer():
     words = ("<answer>7</answer>", "7", "<answer>7</answer>", "<answer>8</answer>")
     both = judged_in(InGroups(AllOf((MajorityVote(), Tags(("answer",))))), *words)
     assert [v.score for v in both] == [1.0, 0.0, 1.0, 0.0] and both[0].parts["MajorityVote"] == 1.0
+    assert both[0].parts["vote_share"] == 0.75, "what guidance and exports read"
     mean = judged_in(InGroups(Weighted(((3.0, MajorityVote()), (1.0, number)))), *words)
     assert [v.score for v in mean] == [1.0, 1.0, 1.0, 0.0]
     nested = InGroups(Sum(((1.0, AllOf((SoftVote(gamma=1.0), number))), (-0.5, Tags(("answer",))))))

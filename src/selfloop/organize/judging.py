@@ -92,13 +92,21 @@ def excess(unknown: Unknown, verifier: Verifier | None, max_errors: float,
 
 def alone(metric: Verifier) -> None:
     """Raises SelfloopError for a verifier that judges answers by each other: evaluation judges one
-    answer at a time, and that always agrees with itself."""
-    if compares(metric):
+    answer at a time, and that always agrees with itself.
+
+    So says a verifier by `compares = True`, and one of whole groups that reads no label unless it
+    says `compares = False`.
+    """
+    told = getattr(metric, "compares", None)
+    blind = "group" in parameters(metric) and not reads(metric) and told is None
+    if compares(metric) or blind:
         name = name_of(metric).rpartition(":")[2]
+        unless = "; or, if it judges each by itself, let it say `compares = False`" if blind else ""
         raise SelfloopError(
             f"metric {name}: it judges the answers to one question by each other, and a metric "
             "judges one answer, which always agrees with itself: name as metric what tells right "
-            f"from wrong (verifier: exact), and {name} as what rewards (reward: {{use: {name}}})")
+            f"from wrong (verifier: exact), and {name} as what rewards (reward: {{use: {name}}})"
+            f"{unless}")
 
 
 def judge(verifier: Verifier | None, groups: Sequence[Group], doors: Doors) -> Judged:

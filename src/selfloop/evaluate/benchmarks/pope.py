@@ -65,7 +65,7 @@ def row(found: Row) -> Row:
 
 
 def own(text: str, sample: Sample) -> Verdict:
-    """Our rule: the final answer names yes or no, once."""
+    """Our rule: the answer says yes or no and not both; see `yes_no.in_final_answer`."""
     found = in_final_answer(text)
     return scored(found == sample.answer, found)
 

@@ -39,6 +39,7 @@ class Calibrated:
     stop: tuple[str, ...] = SENTENCE_ENDS
     """What ends a sentence: the tree's own."""
     images: str = ""
+    compares = False  # but for ranks, which are of paths and not of answers
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight <= 1:

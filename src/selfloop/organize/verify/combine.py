@@ -91,7 +91,7 @@ class InGroups:
     times the asked form is `InGroups(AllOf((MajorityVote(), Tags())))`.
 
     Each of those parts judges the group once, and what it says of an answer stands in its place
-    when that answer is judged.
+    when that answer is judged. Its own parts, a vote's share among them, are kept.
     """
 
     combination: Verifier
@@ -109,7 +109,9 @@ class InGroups:
         for i, rollout in enumerate(group.rollouts):
             alone = put_in(self.combination, parts, [verdicts[i] for verdicts in told])
             value = await awaited(call_by_name(alone, rollout=rollout, **offered))
-            found.append(as_verdict(value, name_of(self.combination)))
+            verdict = as_verdict(value, name_of(self.combination))
+            own = {name: part for verdicts in told for name, part in verdicts[i].parts.items()}
+            found.append(verdict.model_copy(update={"parts": {**own, **verdict.parts}}))
         return found
 
     @staticmethod

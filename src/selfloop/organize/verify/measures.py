@@ -57,6 +57,7 @@ _SIZES: tuple[tuple[str, Unit, float], ...] = (
     ("ft foot feet", _METRE, 0.3048), ("inch inches in in.", _METRE, 0.0254),
     ("yd yard", _METRE, 0.9144), ("mi mile", _METRE, 1609.344), ("micron", _METRE, 1e-6),
     ("t tonne", _GRAM, 1e6), ("lb lbs", _GRAM, 453.59237), ("gm", _GRAM, 1.0),
+    ("kilo", _GRAM, 1e3),
     ("stone", _GRAM, 6350.29318), ("gr.", _GRAM, 1.0),
     ("sec secs second", _SECOND, 1), ("min mins minute", _SECOND, 60),
     ("h hr hrs hour", _SECOND, 3600), ("d day", _SECOND, 86400), ("wk week", _SECOND, 604800),
@@ -108,6 +109,7 @@ _SAID = ((re.compile(r"\b(?:square|sq\.?)\s+([A-Za-z]+)", re.I), r"\1^2"),
          (re.compile(r"\bdeg(?:ree)?s?\.?\s+(celsius|centigrade|fahrenheit|[CF]\b)", re.I), r"\1"),
          (re.compile(r"\bdeg(?:ree)?s\b", re.I), "degree"),
          (re.compile(r"\bper cent\b", re.I), "percent"),
+         (re.compile(r"\bms\s?\^\s?\{?\(?-([12])\)?\}?"), r"m/s^\1"),  # per second, as it is typed
          (re.compile(r"\bUS dollars?\b", re.I), "dollar"), (re.compile(r"\bsquared\b"), "^2"),
          (re.compile(r"\bcubed\b"), "^3"),
          (re.compile(r"([⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+)"), lambda m: f"^{m[1].translate(_RAISED)}"))

@@ -96,7 +96,7 @@ def numbers_said(text: str) -> list[Said]:
     """All numbers of a text in order; digits inside words and units ("H2O", "m2") are none."""
     text = spelt(_in_digits(without_latex(text[-LONGEST:])))
     found: list[Said] = []
-    at = 0
+    at = end = 0
     while (m := _NUMBER.search(text, at)) is not None:
         before = text[max(0, m.start() - _NEAR):m.start()]
         value, at = _value(text, m)
@@ -110,8 +110,33 @@ def numbers_said(text: str) -> list[Said]:
         rest = unit if unit[:1] == "/" or unit.startswith("per ") else ""
         if money or (money := _money(before)):
             unit = money + rest
-        found.append(Said(sign * value, unit, _mark(before, text[at:at + 40])))
+        said = Said(sign * value, unit, _mark(before, text[at:at + 40]))
+        whole = _together(found[-1], said, text[end:m.start()]) if found else None
+        found[-1:] = [whole] if whole else [*found[-1:], said]
+        end = at
     return found
+
+
+def _together(first: Said, more: Said, between: str) -> Said | None:
+    """Hours and minutes, feet and inches, metres and centimetres as one number in the first unit.
+
+    None for two numbers: of one unit, of two kinds, as much as one of the first unit or more, or,
+    but for times, joined by a comma or "and"."""
+    if not (first.unit and more.unit and first.value.is_integer()) or len(between) > _NEAR:
+        return None
+    joined = re.fullmatch(r"\s*(,?\s*(?:and\s+)?)", between)
+    if joined is None or (joined[1].strip() and math.isnan(_in(1.0, first.unit, "s"))):
+        return None
+    part = _in(more.value, more.unit, first.unit)
+    if not 0 < part < 1:
+        return None
+    return Said(first.value + math.copysign(part, first.value), first.unit, first.mark or more.mark)
+
+
+def _in(value: float, unit: str, wanted: str) -> float:
+    """A value in another unit; NaN where that is not known or another dimension."""
+    there = converted(value, unit, wanted)
+    return math.nan if there is None else there[0]
 
 
 def _money(before: str) -> str:

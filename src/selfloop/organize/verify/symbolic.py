@@ -23,7 +23,8 @@ _ASSIGNED = re.compile(r"\s*(\\?[A-Za-z](?:_\{?\w+\}?)?|\\[A-Za-z]+)\s*=(?!=)")
 _POWER_OF_TEN = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([-+]?\d{1,3})(?!\w)")
 _UNIT = re.compile(  # a gap makes the unit: 5 m is a length, 5m five times m
     r"\d\s*(?:\\?%|°|\^\s*\{?\\circ|(?:\\[,;:! ]|~|\s)*\\(?:text|mathrm|mbox|rm)\b)"
-    r"|\d(?:(?:\\[,;:! ]|~|\s)+(?:[mgshtVAWJNKLC]|[A-Za-z]{2,})|(?:mm|cm|dm|km|mg|kg|ms|ml|kN|kW))"
+    r"|\d(?:(?:\\[,;:! ]|~|\s)+(?:[mgshtVAWJNKLC]|(?!(?:or|and)\b)[A-Za-z]{2,})"
+    r"|(?:mm|cm|dm|km|mg|kg|ms|ml|kN|kW))"
     r"(?![A-Za-z\\])")
 _NAMES = (
     "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp sqrt max min gcd "
