@@ -39,6 +39,11 @@ def reads(component: Any) -> frozenset[str]:
     return names
 
 
+def asks_a_model(component: Any) -> bool:
+    """Whether a verifier names `generate`, or anything that it wraps does: a judge in AllOf."""
+    return "generate" in parameters(component) or any(map(asks_a_model, _inner(component)))
+
+
 def gold(component: Any, sample: Sample) -> dict[str, Any]:
     """Those gold values of a sample that the component declares it reads, and no others."""
     declared = reads(component)

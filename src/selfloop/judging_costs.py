@@ -22,7 +22,7 @@ from selfloop.doors import Doors
 from selfloop.floor import Machine, Shape, Work
 from selfloop.loop import Loop
 from selfloop.organize.judging import judge
-from selfloop.roles import Engine, Request, Verifier, name_of, parameters
+from selfloop.roles import Engine, Request, Verifier, asks_a_model, name_of
 from selfloop.types import Group, Part, Rollout, Sample, Turn
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def asked_for(verifier: Verifier | None, samples: Sequence[Sample], answers: int
               ) -> tuple[dict[str, _Tally], str]:
     """What one problem's `answers` answers of `words` words cost by role, as a mean over a few
     problems; and why that is not the whole, if it fails on them."""
-    if verifier is None or "generate" not in parameters(verifier) or not samples or answers < 1:
+    if verifier is None or not asks_a_model(verifier) or not samples or answers < 1:
         return {}, ""
     everybody = _Everybody()
     groups = [_made_up(sample, answers, words) for sample in samples[:PROBLEMS]]

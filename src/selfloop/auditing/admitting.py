@@ -26,7 +26,7 @@ from selfloop.auditing.setting import AuditConfig
 from selfloop.calling import closest
 from selfloop.loop import Loop
 from selfloop.pictures import Library
-from selfloop.roles import Engine, SelfloopError, name_of, parameters, reads
+from selfloop.roles import Engine, SelfloopError, asks_a_model, name_of, reads
 from selfloop.store import RunFolder, put_json
 from selfloop.types import Sample, digest
 
@@ -76,7 +76,7 @@ def _tried(loop: Loop, samples: Sequence[Sample], engines: Mapping[str, Engine],
     verifier = loop.verifier
     assert verifier is not None
     known = labelled(samples)
-    asks = "generate" in parameters(verifier)
+    asks = asks_a_model(verifier)
     most, own = (ASKED, Limits(paid=GRACE)) if asks else (SAMPLES, Limits())
     limits = setting.limits(own)
     put = known if len(known) > 1 else list(samples)

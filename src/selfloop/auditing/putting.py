@@ -23,7 +23,7 @@ from selfloop.auditing.said import (
     said_as_gold,
     shape_for,
 )
-from selfloop.roles import Verifier, parameters, reads
+from selfloop.roles import Verifier, asks_a_model, parameters, reads
 from selfloop.types import Group, Sample
 
 
@@ -130,7 +130,7 @@ class Puts:
     def _in_pictures(self, asked: Asked, number: int) -> Iterator[Put]:
         """The blank picture is only for who asks a model and reads no gold value."""
         gold, wrong = asked.gold, wrong_for(asked.known, self.golds)[:1]
-        asks = "generate" in parameters(self.verifier)
+        asks = asks_a_model(self.verifier)
         orders = ORDERS[number % len(ORDERS)]
         if wrong and (ordered := self.pictured.with_orders(asked.sample, orders)):
             yield Put(IN_PICTURE, asked.sample.id, ordered, wrong[0],

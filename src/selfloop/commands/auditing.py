@@ -101,9 +101,9 @@ def _named(config: RunConfig, loop: Loop) -> str:
 
 def _engines(verifier: Any, config: RunConfig) -> dict[str, Any]:
     """Who plays in the run, only where the verifier asks somebody."""
-    from selfloop.roles import parameters
+    from selfloop.roles import asks_a_model
 
-    if "generate" not in parameters(verifier):
+    if not asks_a_model(verifier):
         return {}
     from selfloop.casting import cast
     from selfloop.config import build_engine
