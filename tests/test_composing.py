@@ -20,6 +20,7 @@ from selfloop.collect.search import TreeSearch
 from selfloop.collect.tools import PictureTool
 from selfloop.composing import _shipped, part_named
 from selfloop.config import build_loop, load_config
+from selfloop.data import load
 from selfloop.loop import Loop
 from selfloop.organize.refine.filters import AccuracyBand, HardToFind
 from selfloop.organize.refine.pair_filters import LengthBalance
@@ -350,3 +351,22 @@ def test_the_pages_examples_are_loops(tmp_path, example):
     given.pop("options")
     path.write_text(yaml.safe_dump(given))
     assert build_loop(load_config(path)).name == yaml.safe_load(example)["method"]
+
+
+def test_a_test_picture_stands_in_for_none(tmp_path):
+    """What decontamination leaves out of training may not come back as another's negative."""
+    path = written(tmp_path, "seva", sampler={
+        "use": "Negatives", "causes": ["swapped"], "pool": "train"})
+    train, dev = tmp_path / "train" / "train.jsonl", tmp_path / "dev" / "dev.jsonl"
+    rows = [json.loads(line) for line in dev.read_text().splitlines()[:2]]
+    rows = [{**r, "images": [f"../dev/{i}" for i in r["images"]]} for r in rows]
+    train.write_text(train.read_text() + "".join(json.dumps(r) + "\n" for r in rows))
+    held = {m.sha256 for s in load(dev) for m in s.media}
+
+    def shown(*more: str) -> set[str]:
+        pool = build_loop(load_config(path, more)).sampler.pool
+        return {m.sha256 for m in pool.media}
+
+    assert not shown() & held and len(shown("data.decontaminate=none") & held) == 2
+    with pytest.raises(SelfloopError, match=r"sampler: 2 of .* rows are known from the dev"):
+        shown("data.decontaminate=raise")

@@ -166,10 +166,10 @@ def _has_config(kind: Any) -> bool:
 
 
 def _training_pictures(config: RunConfig) -> Pool:
-    """All pictures of the training data, as stand-ins for one another."""
-    from selfloop.data import load
+    """All pictures of the training data, as stand-ins for one another; none that is tested on."""
+    from selfloop.cleaning import clean_train
 
-    return pool_of([m for s in load(config.data.train) for m in s.media], Library())
+    return pool_of([m for s in clean_train(config)[0].samples for m in s.media], Library())
 
 
 # -- names ----------------------------------------------------------------------------------------
