@@ -22,17 +22,26 @@ from selfloop.composing import _shipped, part_named
 from selfloop.config import build_loop, load_config
 from selfloop.data import load
 from selfloop.loop import Loop
-from selfloop.organize.refine.filters import AccuracyBand, HardToFind
+from selfloop.organize.chain import Chain
+from selfloop.organize.refine.builders import Refine
+from selfloop.organize.refine.filters import AccuracyBand, Finished, HardToFind
 from selfloop.organize.refine.pair_filters import LengthBalance
 from selfloop.organize.refine.pairs import Margin, Pairs
+from selfloop.organize.refine.replay import SelectiveReplay
+from selfloop.organize.refine.together import Together
+from selfloop.organize.signals import Demonstrate, GroupAdvantage
 from selfloop.organize.verify.combine import AllOf, Weighted
 from selfloop.organize.verify.format import Pattern
 from selfloop.organize.verify.length import Brief, LengthWindow
 from selfloop.organize.verify.numeric import Quantity
+from selfloop.organize.verify.outside import Outside
 from selfloop.organize.verify.rules import exact
+from selfloop.organize.verify.similarity import DualEncoder
 from selfloop.organize.verify.vote import MajorityVote
 from selfloop.roles import SelfloopError
 from selfloop.store import RunFolder
+from selfloop.testbeds.scenes_looks import Looks
+from selfloop.types import Group, Message, Sample
 
 
 def written(folder: Path, method: str = "star", **more: object) -> Path:
@@ -77,7 +86,7 @@ def test_parts_stand_in_for_the_methods_own(tmp_path):
     assert loop.verifier == MajorityVote() and loop.evaluation.metric is exact
     assert chain(loop).steps == (*chain(own).steps, AccuracyBand(0.1, 0.9), HardToFind())
     assert chain(loop).maker == chain(own).maker
-    assert (chain(loop).wave, loop.max_waves) == (5, 2)
+    assert (chain(loop).wave, loop.max_waves) == (5, 10)
     assert (loop.evaluation.draws, loop.evaluation.no_image) == (3, False)
     assert loop.fingerprint() != own.fingerprint()
 
@@ -172,6 +181,48 @@ def test_the_command_line_audits_a_verifier_with_options(tmp_path, monkeypatch):
     assert found.exit_code == 2 and "did you mean 'relative'" in found.output
 
 
+def test_what_goes_around_a_chain_goes_around_all_of_it(tmp_path):
+    loop = built(tmp_path, "grpo", options={}, organize={
+        "steps": ["Finished"], "maker": {"use": "SelectiveReplay", "organizer": "GroupAdvantage"}})
+    replay = chain(loop)
+    assert isinstance(replay, SelectiveReplay) and Finished() in replay.organizer.steps
+    assert isinstance(replay.organizer.maker, GroupAdvantage)
+
+
+def test_of_two_makers_of_one_name_the_one_that_takes_the_options(tmp_path):
+    made = chain(built(tmp_path, organize={"maker": {
+        "use": "Together", "parts": [[1.0, "Demonstrate"], [0.5, "Refine"]]}})).maker
+    assert isinstance(made, Together) and isinstance(made.parts[1][1], Refine)
+
+
+def test_a_reward_in_a_process_of_its_own(tmp_path):
+    loop = built(tmp_path, reward=f"outside:{exact.__module__}:exact seconds=5")
+    assert isinstance(loop.verifier, Outside) and loop.verifier.seconds == 5
+    loop.verifier.close()
+
+
+@pytest.mark.parametrize(("name", "made"), [
+    ("selfloop.testbeds.scenes_looks:Looks", Looks()), ("models/clip", DualEncoder("models/clip"))])
+def test_an_encoder_is_a_folder_or_ones_own(tmp_path, name, made):
+    assert built(tmp_path, reward={"use": "ImageText", "encoder": name}).verifier.encoder == made
+
+
+def test_a_part_of_ones_own_that_returns_something_else_is_named():
+    def step(groups):
+        return [1]
+
+    def maker(groups):
+        return groups
+
+    group = Group(sample=Sample(prompt=(Message(content="?"),)), rollouts=())
+    with pytest.raises(SelfloopError, match=r"step .*returned a int where a list of groups"):
+        Chain((step,), Demonstrate())([group], {}, "k")
+    with pytest.raises(SelfloopError, match=r"maker .*returned a Group where a list of signals"):
+        Chain((), maker)([group], {}, "k")
+    with pytest.raises(SelfloopError, match="does not take `groups`"):
+        Chain((list,), Demonstrate())
+
+
 # -- what is refused ------------------------------------------------------------------------------
 
 
@@ -187,6 +238,24 @@ def test_the_command_line_audits_a_verifier_with_options(tmp_path, monkeypatch):
     ({"reward": {"use": "nowhere:thing"}}, r"^reward: no component 'nowhere:thing'"),
     ({"organize": {"maker": {"use": "GroupAdvantage"}}}, r"which loss SFT cannot read"),
     ({"sampler": {"use": "AccuracyBand"}}, r"sampler .*AccuracyBand asks for 'groups'"),
+    # of the wrong kind: said before anything is drawn
+    ({"sampler": "PictureTool"}, r"PictureTool is no sampler.*EnvSampler"),
+    ({"verifier": "Independent"}, r"Independent is no verifier: it takes neither"),
+    ({"organize": {"steps": ["exact"]}}, r"step .*exact asks for 'rollout'"),
+    ({"organize": {"steps": ["Demonstrate"]}}, r"step .*Demonstrate makes signals.*a maker"),
+    ({"organize": {"steps": ["TokenRewards"]}}, r"step .*TokenRewards makes signals.*a maker"),
+    ({"organize": {"maker": "Degenerate"}}, r"^organize\.maker: .*Degenerate makes no signals"),
+    ({"organize": {"maker": {"use": "Pairs", "propose": "exact"}}}, r"Pairs\.propose: .*Margin"),
+    ({"reward": {"use": "AllOf", "verifiers": ["exact", "MajorityVote"]}},
+     r"^reward: AllOf: .*MajorityVote judges all answers to a problem at once"),
+    ({"reward": {"use": "WithBlindAnswers", "verifier": "MajorityVote"}},
+     r"^reward: WithBlindAnswers: .*MajorityVote judges the answers of a group together"),
+    # pydantic's own words, with the option, its place and the value
+    ({"reward": {"use": "AllOf", "verifiers": "exact"}},
+     r"^reward: AllOf\.verifiers = 'selfloop.*:exact': .*valid tuple; write it as a list"),
+    ({"reward": {"use": "Weighted", "verifiers": ["exact"]}}, r"Weighted\.verifiers\.0 = "),
+    ({"organize": {"steps": [{"use": "Stages", "stages": [{"steps": 2}]}]}},
+     r"Stages\.stages\.0 = .*steps.*: Field required 'name'"),
 ])
 def test_what_does_not_fit_is_said_in_one_line(tmp_path, more, said):
     with pytest.raises(SelfloopError, match=said) as found:

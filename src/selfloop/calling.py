@@ -77,6 +77,12 @@ def check_call(what: str, component: Any, offered: Sequence[str]) -> None:
             )
 
 
+def names_any(component: Any, *names: str) -> bool:
+    """Whether a component takes one of these, by name or with all that it is offered."""
+    return any(name in names or p.kind is p.VAR_KEYWORD
+               for name, p in parameters(component).items())
+
+
 def call_by_name(component: Any, **offered: Any) -> Any:
     """Call a component with those of the offered arguments that it names."""
     named = parameters(component)

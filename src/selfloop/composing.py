@@ -15,7 +15,7 @@ import importlib
 import inspect
 import pkgutil
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -26,8 +26,11 @@ from pydantic.errors import PydanticSchemaGenerationError
 from selfloop.calling import closest, component_named
 from selfloop.collect.swapped_pictures import Pool, pool_of
 from selfloop.organize.chain import Chain
+from selfloop.organize.refine.replay import SelectiveReplay
+from selfloop.organize.verify.outside import Outside
+from selfloop.organize.verify.similarity import Encoder, encoder_named
 from selfloop.pictures import Library
-from selfloop.roles import SelfloopError
+from selfloop.roles import SelfloopError, name_of
 
 if TYPE_CHECKING:
     from selfloop.config import RunConfig
@@ -37,6 +40,8 @@ PACKAGES = ("selfloop.collect", "selfloop.organize", "selfloop.organize.refine",
             "selfloop.organize.verify", "selfloop.answer_types")
 """Where names without a module are looked for."""
 _ROLE = "solver"
+WAVES = 10
+"""At most so many waves where `organize.wave` asks for more problems, as in verl's DAPO recipe."""
 
 
 def composed(loop: Loop, config: RunConfig) -> Loop:
@@ -51,6 +56,8 @@ def composed(loop: Loop, config: RunConfig) -> Loop:
     def part(key: str, value: Any) -> Any:
         stage = "selfloop.collect" if key.endswith("sampler") else "selfloop.organize"
         try:
+            if key == "reward" and str(value["use"]).startswith("outside:"):
+                return Outside.named(str(value["use"]).removeprefix("outside:"))
             return built(value, config, stage)
         except (SelfloopError, TypeError, ValueError) as error:
             raise SelfloopError(f"{key}: {error}") from error
@@ -65,7 +72,7 @@ def composed(loop: Loop, config: RunConfig) -> Loop:
                 if (value := getattr(how, name)) is not None}:
         changed["learn"] = {**loop.learn, _ROLE: _organized(loop, said)}
         if how.wave:
-            changed["max_waves"] = max(2, loop.max_waves)
+            changed["max_waves"] = max(WAVES, loop.max_waves)
     dev = config.evaluation.model_dump(exclude_none=True)
     if dev and loop.evaluation is not None:
         changed["evaluation"] = replace(loop.evaluation, **{
@@ -78,7 +85,14 @@ def _organized(loop: Loop, said: dict[str, Any]) -> Learn:
     if learn is None or not isinstance(learn.organizer, Chain):
         raise SelfloopError(f"organize: {loop.name} has no chain of steps for its {_ROLE}; take "
                             "the key out, or write the method as a function (docs/recipes.md)")
-    steps = (*learn.organizer.steps, *said.pop("steps", ()))
+    steps, maker = (*learn.organizer.steps, *said.pop("steps", ())), said.get("maker")
+    if isinstance(maker, SelectiveReplay) and not isinstance(maker.organizer, Chain):
+        inner: Any = maker.organizer  # a maker: the replay goes around the whole chain
+        chain = replace(learn.organizer, steps=steps, **{**said, "maker": inner})
+        return replace(learn, organizer=replace(maker, organizer=chain))
+    if maker is not None and not hasattr(maker, "makes") \
+            and name_of(maker).startswith("selfloop."):
+        raise SelfloopError(f"organize.maker: {name_of(maker)} makes no signals: it is no maker")
     return replace(learn, organizer=replace(learn.organizer, steps=steps, **said))
 
 
@@ -94,7 +108,7 @@ def built(value: Any, config: RunConfig | None = None, stage: str = "") -> Any:
     name = value["use"]
     if not isinstance(name, str):
         raise SelfloopError(f"use: {name!r} is no name: write the name of a part")
-    target = part_named(name, stage)
+    target = part_named(name, stage, value.keys() - {"use"})
     options = {str(key): built(one, config, stage) for key, one in value.items() if key != "use"}
     if not options and not inspect.isclass(target):
         return target
@@ -129,6 +143,8 @@ def _types(target: Any) -> dict[str, Any]:
 
 def _fitting(what: str, value: Any, kind: Any, config: RunConfig | None) -> Any:
     """A plain value as the option's type: YAML reads 1e-5 as text, and a word may name a part."""
+    if isinstance(value, str) and Encoder in (kind, *typing.get_args(kind)):
+        return encoder_named(value)
     if value == "train" and config is not None and Pool in (kind, *typing.get_args(kind)):
         return _training_pictures(config)
     if kind is None:
@@ -144,11 +160,23 @@ def _fitting(what: str, value: Any, kind: Any, config: RunConfig | None) -> Any:
         return adapter.validate_python(value)
     except ValidationError as error:
         named = _with_parts(value)
-        if named != value:
-            return adapter.validate_python(named)
-        first = error.errors()[0]
-        at = ".".join([what, *(str(step) for step in first["loc"] if isinstance(step, int))])
-        raise SelfloopError(f"{at} = {str(value)[:80]!r}: {first['msg']}") from None
+        if named == value:
+            raise _odd(what, value, error) from None
+    try:
+        return adapter.validate_python(named)
+    except ValidationError as error:
+        raise _odd(what, value, error) from None
+
+
+def _odd(what: str, value: Any, error: ValidationError) -> SelfloopError:
+    """What pydantic found first, in one line: the option, its place in it, the value."""
+    first = error.errors()[0]
+    at = ".".join([what, *(str(step) for step in first["loc"] if isinstance(step, int))])
+    name = f" {first['loc'][-1]!r}" if first["type"] in _NAMELESS and first["loc"] else ""
+    given = first.get("input", value)
+    asked = f"{at} = {(name_of(given) if callable(given) else str(given))[:80]!r}"
+    return SelfloopError(f"{asked}: {first['msg']}{name}" + (
+        "; write it as a list: [...]" if first["type"] == "tuple_type" else ""))
 
 
 def _with_parts(value: Any) -> Any:
@@ -172,10 +200,15 @@ def _training_pictures(config: RunConfig) -> Pool:
     return pool_of([m for s in clean_train(config)[0].samples for m in s.media], Library())
 
 
+_NAMELESS = ("missing", "missing_argument", "unexpected_keyword_argument")
+"""Kinds of errors whose message leaves out which option it is."""
+
+
 # -- names ----------------------------------------------------------------------------------------
 
-def part_named(name: str, stage: str = "") -> Any:
-    """The class, function or object of a shipped name or module:name.
+def part_named(name: str, stage: str = "", options: Set[str] = frozenset()) -> Any:
+    """The class, function or object of a shipped name or module:name. Of two of one name that of
+    the stage is meant, and of those the one that takes the options.
 
     Raises SelfloopError for an unknown name, with the closest, and for one that two modules have.
     """
@@ -189,7 +222,11 @@ def part_named(name: str, stage: str = "") -> Any:
                             + " (docs/samplers.md, organizers.md and verifiers.md list them; "
                             "your own is module:name)")
     mine = [module for module in modules if stage and module.startswith(stage)]
-    modules = tuple(mine) if len(mine) == 1 else modules
+    modules = tuple(mine) or modules
+    if len(modules) > 1 and options:
+        able = [m for m in modules if options <= inspect.signature(
+            getattr(importlib.import_module(m), name)).parameters.keys()]
+        modules = tuple(able) or modules
     if len(modules) > 1:
         raise SelfloopError(f"use: {name!r} may be " + " or ".join(
             f"{module}:{name}" for module in modules) + ": write which")

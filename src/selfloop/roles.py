@@ -25,6 +25,7 @@ from selfloop.calling import (
     component_named,
     gold,
     name_of,
+    names_any,
     parameters,
     reads,
     source_hash,
@@ -36,7 +37,7 @@ __all__ = [
     "LABELS", "Contrast", "Engine", "Generate", "Guidance", "Known", "Loss", "Optim", "Organized",
     "Organizer", "Request", "Sampler", "Sampling", "SelfloopError", "State", "Verifier",
     "as_verdict", "asks_a_model", "call_by_name", "check_call", "component_named", "gold",
-    "name_of", "parameters", "reads", "source_hash",
+    "name_of", "names_any", "parameters", "reads", "source_hash",
 ]
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from selfloop.calling import SelfloopError
-from selfloop.organize.verify.parts import combined, named, not_empty
+from selfloop.organize.verify.parts import combined, judges_answers, named
 from selfloop.organize.verify.rules import final_answer
 from selfloop.roles import Verifier
 from selfloop.types import Rollout, Verdict
@@ -29,7 +29,7 @@ class AllOf:
     verifiers: tuple[Verifier, ...]
 
     def __post_init__(self) -> None:
-        not_empty("AllOf", self.verifiers)
+        judges_answers("AllOf", self.verifiers)
 
     def __call__(self, rollout: Rollout, **offered: Any) -> Verdict | Awaitable[Verdict]:
         """Gold values reach only those verifiers that name them."""
@@ -56,7 +56,7 @@ class Weighted:
     verifiers: tuple[tuple[float, Verifier], ...]
 
     def __post_init__(self) -> None:
-        not_empty("Weighted", self.verifiers)
+        judges_answers("Weighted", [v for _, v in self.verifiers])
 
     def __call__(self, rollout: Rollout, **offered: Any) -> Verdict | Awaitable[Verdict]:
         """See AllOf."""

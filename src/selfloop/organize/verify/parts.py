@@ -7,9 +7,20 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from selfloop.calling import SelfloopError, as_verdict, call_by_name, name_of
+from selfloop.calling import (
+    SelfloopError,
+    as_verdict,
+    call_by_name,
+    check_call,
+    name_of,
+    names_any,
+    parameters,
+)
 from selfloop.roles import Verifier
 from selfloop.types import Rollout, Verdict
+
+OFFERED = ("rollout", "sample", "generate", "answer", "rationale", "key", "decode")
+"""What a part may name: what a verifier of single answers is offered."""
 
 
 def combined(verifiers: Sequence[Verifier], rollout: Rollout, offered: dict[str, Any],
@@ -61,7 +72,17 @@ def named(found: Sequence[Verdict]) -> dict[str, float]:
             for i, (name, v) in enumerate(zip(names, found, strict=True)) if v.score is not None}
 
 
-def not_empty(what: str, parts: tuple[Any, ...]) -> None:
-    """Raises SelfloopError where there is nothing to combine."""
+def judges_answers(what: str, parts: Sequence[Any]) -> None:
+    """Raises SelfloopError where there is nothing to combine, and for a part that judges a whole
+    group at once: its verdict on one answer alone would be another."""
     if not parts:
         raise SelfloopError(f"{what}: no verifier was given; expected at least one")
+    for part in parts:
+        if "group" in parameters(part):
+            raise SelfloopError(f"{what}: {name_of(part)} judges all answers to a problem at "
+                                f"once, and the parts of {what} judge them one by one: take "
+                                f"another, or put it around {what} where it wraps a verifier")
+        check_call(f"part of {what}", part, OFFERED)
+        if not names_any(part, "rollout"):
+            raise SelfloopError(f"{what}: {name_of(part)} is no verifier: it does not take "
+                                "`rollout`")
