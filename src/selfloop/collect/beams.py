@@ -70,6 +70,12 @@ class SentenceTree:
         """What it needs of an engine."""
         return frozenset({"forced_prefix", "stop", *(("diversity",) if self.diversity else ())})
 
+    @property
+    def per_problem(self) -> float:
+        """Answers a problem whose sentences are drawn, for cost estimates."""
+        sentences = self.width * (1 + (self.top + self.bottom) * (self.depth - 1))
+        return max(1.0, sentences / self.depth)
+
     async def __call__(self, generate: Generate, sample: Sample) -> list[Rollout]:
         """Every path that ended, best first; those cut by `depth` have finish_reason length."""
         open_paths, ended, dropped = [Path()], list[Path](), 0

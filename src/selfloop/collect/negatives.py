@@ -118,6 +118,12 @@ class Negatives:
         """What it needs of an engine: texts that a rule rewrote are put in by force."""
         return frozenset({"forced_prefix"} if set(REWRITTEN) & set(self.causes) else ())
 
+    @property
+    def per_problem(self) -> float:
+        """Draws a problem, for cost estimates."""
+        bad = 1 if self.pick_one else len(self.causes)
+        return self.n * (1 + bad) + (max(2, self.n) if self.blind else 0)
+
     def __post_init__(self) -> None:
         checked(self.severity)
         unknown = [c for c in self.causes if c not in NEGATIVES]

@@ -96,6 +96,11 @@ class Propose:
     question_tokens: int = 96
     max_new_tokens: int = 64
 
+    @property
+    def per_problem(self) -> float:
+        """Draws a problem, for cost estimates; checks are a word each, and not counted."""
+        return self.n * (1 + self.answers)
+
     async def __call__(self, generate: Generate, sample: Sample, guidance: Mapping[str, Any]
                        ) -> list[Rollout]:
         """The proposals, each followed by the answers to it."""
@@ -174,6 +179,13 @@ class AskOrAnswer:
         """What the two need of an engine."""
         return frozenset(getattr(self.ask, "asks", ())) | frozenset(getattr(self.answer, "asks",
                                                                             ()))
+
+    @property
+    def per_problem(self) -> float:
+        """Draws a problem, for cost estimates: those about it, and the answers to what is asked."""
+        ask, answer = (float(getattr(s, "per_problem", getattr(s, "n", 8)))
+                       for s in (self.ask, self.answer))
+        return ask + float(getattr(self.ask, "n", 1)) * answer
 
     async def __call__(self, generate: Generate, sample: Sample, **offered: Any) -> list[Rollout]:
         """What the one that is in charge draws. Gold values reach it only if it names them."""

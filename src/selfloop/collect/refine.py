@@ -37,6 +37,11 @@ class CritiqueRevise:
     temperature: float = 1.0
     max_new_tokens: int = 128
 
+    @property
+    def per_problem(self) -> float:
+        """Draws a problem, for cost estimates."""
+        return self.n * (1 + 2 * self.rounds)
+
     async def __call__(self, generate: Generate, sample: Sample) -> list[Rollout]:
         """The answers, each followed by its later stages."""
         firsts = await generate(sample, n=self.n, sampling=self._sampling(), label="answer")
@@ -87,6 +92,11 @@ class SelectAmong:
     temperature: float = 1.0
     max_new_tokens: int = 128
 
+    @property
+    def per_problem(self) -> float:
+        """Draws a problem, for cost estimates."""
+        return self.n + self.votes
+
     async def __call__(self, generate: Generate, sample: Sample, key: str) -> list[Rollout]:
         """The answers, then the choices."""
         sampling = Sampling(temperature=self.temperature, max_new_tokens=self.max_new_tokens)
@@ -123,6 +133,11 @@ class RefinedContext:
     keep: bool = False
     temperature: float = 1.0
     max_new_tokens: int = 128
+
+    @property
+    def per_problem(self) -> float:
+        """Draws a problem, for cost estimates."""
+        return self.n + self.rounds
 
     async def __call__(self, generate: Generate, sample: Sample) -> list[Rollout]:
         """The descriptions if they are kept, then the answers."""

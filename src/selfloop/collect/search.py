@@ -97,6 +97,11 @@ class TreeSearch:
         if min(self.budget, self.children, self.depth) < 1 or self.c < 0:
             raise SelfloopError(f"{self}: budget, children and depth must be >= 1 and c >= 0")
 
+    @property
+    def per_problem(self) -> float:
+        """Draws a problem, for cost estimates: of one that is never solved."""
+        return self.budget
+
     async def __call__(self, generate: Generate, sample: Sample, key: str, **gold: Any
                        ) -> list[Rollout]:
         """The finished answers, in the order in which they were found."""
