@@ -21,6 +21,7 @@ from selfloop.collect.tools import PictureTool
 from selfloop.composing import _shipped, part_named
 from selfloop.config import build_loop, load_config
 from selfloop.data import load
+from selfloop.judging_costs import unplayed
 from selfloop.loop import Loop
 from selfloop.organize.chain import Chain
 from selfloop.organize.refine.builders import Refine
@@ -439,3 +440,15 @@ def test_a_test_picture_stands_in_for_none(tmp_path):
     assert not shown() & held and len(shown("data.decontaminate=none") & held) == 2
     with pytest.raises(SelfloopError, match=r"sampler: 2 of .* rows are known from the dev"):
         shown("data.decontaminate=raise")
+
+
+def test_a_role_that_nobody_plays_is_told_before_anything_is_drawn(tmp_path):
+    """One engine plays all roles; beside another, each that is asked for has to have its own."""
+    path = written(tmp_path, reward="ClaimCheck", engines={"checker": "model"})
+    for command in ("check", "run"):
+        found = CliRunner().invoke(main, [command, str(path)])
+        assert found.exit_code and "the role 'splitter' is asked for" in found.output, found.output
+    assert not (tmp_path / "runs").exists()
+    for engines in ({}, {"checker": "model", "splitter": "model"}):
+        played = load_config(written(tmp_path, reward="ClaimCheck", engines=engines))
+        assert unplayed(build_loop(played), played, load(played.data.train)) == ""

@@ -26,7 +26,8 @@ FULL = "audit-full.json"
 
 def audit(
     verifier: Annotated[str, typer.Argument(
-        metavar="VERIFIER", help="exact, number, choice, yes_no, text, or module:name.")],
+        metavar="VERIFIER", help="exact, number, choice, yes_no, text, another that ships, "
+        "{use: NAME, option: value}, module:name or outside:module:name.")],
     given: Annotated[list[str] | None, typer.Argument(
         metavar="[RUN.YAML] [KEY=VALUE]...", help="Whose dev samples (else train) it is tried "
         "on, and whose model it may ask.")] = None,
