@@ -23,24 +23,32 @@ from selfloop.collect.swapped_pictures import Pool
 from selfloop.collect.tools import PictureTool
 from selfloop.composing import _shipped, part_named
 from selfloop.config import build_loop, load_config, load_data
+from selfloop.data import load
+from selfloop.judging_costs import unplayed
 from selfloop.loop import Loop
 from selfloop.organize.advantages import LeaveOneOut
 from selfloop.organize.chain import Chain
+from selfloop.organize.refine.builders import Refine
 from selfloop.organize.refine.degenerate import Degenerate
 from selfloop.organize.refine.filters import AccuracyBand, Finished, HardToFind
 from selfloop.organize.refine.pair_filters import LengthBalance
 from selfloop.organize.refine.pairs import Margin, Pairs
 from selfloop.organize.refine.replay import SelectiveReplay
+from selfloop.organize.refine.together import Together
+from selfloop.organize.signals import Demonstrate, GroupAdvantage
 from selfloop.organize.verify.combine import AllOf, Weighted
 from selfloop.organize.verify.format import Pattern
 from selfloop.organize.verify.length import Brief, LengthWindow
 from selfloop.organize.verify.numeric import Quantity
+from selfloop.organize.verify.outside import Outside
 from selfloop.organize.verify.rules import exact
+from selfloop.organize.verify.similarity import DualEncoder
 from selfloop.organize.verify.vote import MajorityVote
 from selfloop.recipes.seva import seva
 from selfloop.roles import SelfloopError
 from selfloop.store import RunFolder
-from selfloop.types import Media
+from selfloop.testbeds.scenes_looks import Looks
+from selfloop.types import Group, Media, Message, Sample
 
 
 def written(folder: Path, method: str = "star", **more: object) -> Path:
@@ -209,6 +217,48 @@ def test_the_command_line_audits_a_verifier_with_options(tmp_path, monkeypatch):
     assert found.exit_code == 2 and "did you mean 'relative'" in found.output
 
 
+def test_what_goes_around_a_chain_goes_around_all_of_it(tmp_path):
+    loop = built(tmp_path, "grpo", options={}, organize={
+        "steps": ["Finished"], "maker": {"use": "SelectiveReplay", "organizer": "GroupAdvantage"}})
+    replay = chain(loop)
+    assert isinstance(replay, SelectiveReplay) and Finished() in replay.organizer.steps
+    assert isinstance(replay.organizer.maker, GroupAdvantage)
+
+
+def test_of_two_makers_of_one_name_the_one_that_takes_the_options(tmp_path):
+    made = chain(built(tmp_path, organize={"maker": {
+        "use": "Together", "parts": [[1.0, "Demonstrate"], [0.5, "Refine"]]}})).maker
+    assert isinstance(made, Together) and isinstance(made.parts[1][1], Refine)
+
+
+def test_a_reward_in_a_process_of_its_own(tmp_path):
+    loop = built(tmp_path, reward=f"outside:{exact.__module__}:exact seconds=5")
+    assert isinstance(loop.verifier, Outside) and loop.verifier.seconds == 5
+    loop.verifier.close()
+
+
+@pytest.mark.parametrize(("name", "made"), [
+    ("selfloop.testbeds.scenes_looks:Looks", Looks()), ("models/clip", DualEncoder("models/clip"))])
+def test_an_encoder_is_a_folder_or_ones_own(tmp_path, name, made):
+    assert built(tmp_path, reward={"use": "ImageText", "encoder": name}).verifier.encoder == made
+
+
+def test_a_part_of_ones_own_that_returns_something_else_is_named():
+    def step(groups):
+        return [1]
+
+    def maker(groups):
+        return groups
+
+    group = Group(sample=Sample(prompt=(Message(content="?"),)), rollouts=())
+    with pytest.raises(SelfloopError, match=r"step .*returned a int where a list of groups"):
+        Chain((step,), Demonstrate())([group], {}, "k")
+    with pytest.raises(SelfloopError, match=r"maker .*returned a Group where a list of signals"):
+        Chain((), maker)([group], {}, "k")
+    with pytest.raises(SelfloopError, match="does not take `groups`"):
+        Chain((list,), Demonstrate())
+
+
 # -- what is refused ------------------------------------------------------------------------------
 
 
@@ -224,6 +274,24 @@ def test_the_command_line_audits_a_verifier_with_options(tmp_path, monkeypatch):
     ({"reward": {"use": "nowhere:thing"}}, r"^reward: no component 'nowhere:thing'"),
     ({"organize": {"maker": {"use": "GroupAdvantage"}}}, r"which loss SFT cannot read"),
     ({"sampler": {"use": "AccuracyBand"}}, r"sampler .*AccuracyBand asks for 'groups'"),
+    # of the wrong kind: said before anything is drawn
+    ({"sampler": "PictureTool"}, r"PictureTool is no sampler.*EnvSampler"),
+    ({"verifier": "Independent"}, r"Independent is no verifier: it takes neither"),
+    ({"organize": {"steps": ["exact"]}}, r"step .*exact asks for 'rollout'"),
+    ({"organize": {"steps": ["Demonstrate"]}}, r"step .*Demonstrate makes signals.*as maker"),
+    ({"organize": {"steps": ["TokenRewards"]}}, r"step .*TokenRewards makes signals.*as maker"),
+    ({"organize": {"maker": "Degenerate"}}, r"^organize\.maker: .*Degenerate gives groups and no signals"),
+    ({"organize": {"maker": {"use": "Pairs", "propose": "exact"}}}, r"Pairs\.propose: .*Margin"),
+    ({"reward": {"use": "AllOf", "verifiers": ["exact", "MajorityVote"]}},
+     r"^AllOf: its part MajorityVote judges whole groups.*InGroups"),
+    ({"reward": {"use": "WithBlindAnswers", "verifier": "MajorityVote"}},
+     r"^reward: WithBlindAnswers: .*MajorityVote judges the answers of a group together"),
+    # pydantic's own words, with the option, its place and the value
+    ({"reward": {"use": "AllOf", "verifiers": "exact"}},
+     r"^reward: AllOf\.verifiers = 'selfloop.*:exact': .*valid tuple; write it as a list"),
+    ({"reward": {"use": "Weighted", "verifiers": ["exact"]}}, r"Weighted\.verifiers\.0 = "),
+    ({"organize": {"steps": [{"use": "Stages", "stages": [{"steps": 2}]}]}},
+     r"Stages\.stages\.0 = .*steps.*: Field required 'name'"),
 ])
 def test_what_does_not_fit_is_said_in_one_line(tmp_path, more, said):
     with pytest.raises(SelfloopError, match=said) as found:
@@ -488,3 +556,34 @@ def test_a_pool_is_printed_in_a_line_and_fingerprinted_whole():
 def test_a_vote_named_as_verifier_is_refused_where_it_would_measure(tmp_path):
     with pytest.raises(SelfloopError, match=r"metric MajorityVote: .* name as metric what tells"):
         built(tmp_path, verifier="MajorityVote")
+
+
+def test_a_test_picture_stands_in_for_none(tmp_path):
+    """What decontamination leaves out of training may not come back as another's negative."""
+    path = written(tmp_path, "seva", sampler={
+        "use": "Negatives", "causes": ["swapped"], "pool": "train"})
+    train, dev = tmp_path / "train" / "train.jsonl", tmp_path / "dev" / "dev.jsonl"
+    rows = [json.loads(line) for line in dev.read_text().splitlines()[:2]]
+    rows = [{**r, "images": [f"../dev/{i}" for i in r["images"]]} for r in rows]
+    train.write_text(train.read_text() + "".join(json.dumps(r) + "\n" for r in rows))
+    held = {m.sha256 for s in load(dev) for m in s.media}
+
+    def shown(*more: str) -> set[str]:
+        pool = build_loop(load_config(path, more)).sampler.pool
+        return {m.sha256 for m in pool.media}
+
+    assert not shown() & held and len(shown("data.decontaminate=none") & held) == 2
+    with pytest.raises(SelfloopError, match=r"sampler: 2 of .* rows are known from the dev"):
+        shown("data.decontaminate=raise")
+
+
+def test_a_role_that_nobody_plays_is_told_before_anything_is_drawn(tmp_path):
+    """One engine plays all roles; beside another, each that is asked for has to have its own."""
+    path = written(tmp_path, reward="ClaimCheck", engines={"checker": "model"})
+    for command in ("check", "run"):
+        found = CliRunner().invoke(main, [command, str(path)])
+        assert found.exit_code and "the role 'splitter' is asked for" in found.output, found.output
+    assert not (tmp_path / "runs").exists()
+    for engines in ({}, {"checker": "model", "splitter": "model"}):
+        played = load_config(written(tmp_path, reward="ClaimCheck", engines=engines))
+        assert unplayed(build_loop(played), played, load(played.data.train)) == ""

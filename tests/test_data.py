@@ -3,6 +3,7 @@
 import base64
 import csv
 import json
+import re
 import shutil
 
 import pytest
@@ -350,3 +351,29 @@ def test_half_a_surrogate_pair_is_a_bad_row(tmp_path, row, field):
     assert [(p.row, p.field) for p in found.problems] == [(2, field)]
     with pytest.raises(SelfloopError, match=f"row 2, field '{field}': half of a surrogate pair"):
         load(path)
+
+
+# -- a picture in a column that nobody reads ------------------------------------------------------
+
+
+@pytest.mark.parametrize(("column", "value", "told"), [
+    ("picture", "a.png", None), ("img", ["a.png"], None), ("clip", "v.mp4", None),
+    ("photo", {"bytes": b"\x89PNG", "path": None}, None),
+    ("shot", "gone.png", "column 'shot'.*it names a picture.*call it 'image'"),
+    ("link", "https://example.org/a.png", "column 'link'.*call it 'image'"),
+    ("source", "a.png.txt", ""), ("note", "seen in a.png today", ""),
+])
+def test_a_row_is_not_asked_blind_because_of_a_columns_name(tmp_path, column, value, told):
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
+    (tmp_path / "v.mp4").write_bytes(b"any")
+    row = {column: value, "question": "Which colour is a.png?", "answer": "red"}
+    if told is None:
+        kind = "video" if column == "clip" else "image"
+        said = f"row 1, field '{column}'.*call the column '{kind}'"
+        with pytest.raises(SelfloopError, match=said):
+            load([row], root=tmp_path)
+        seen = load([{**row, "image": "a.png"}], root=tmp_path)  # what is shown is enough
+        assert len(seen[0].media) == 1
+        return
+    notes = load([row], root=tmp_path).notes
+    assert re.search(told, " ".join(notes)) if told else not notes

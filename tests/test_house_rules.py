@@ -33,7 +33,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("selfloop.loop", "selfloop.evaluate", "selfloop.stepping", "selfloop.running"),
     ("selfloop.recipes", "selfloop.report"),
     ("selfloop.proof", "selfloop.export", "selfloop.methods", "selfloop.composing",
-     "selfloop.casting",
+     "selfloop.cleaning", "selfloop.casting",
      "selfloop.exporting",
      "selfloop.config", "selfloop.config_sections",
      "selfloop.probed",

@@ -126,7 +126,7 @@ def test_what_cannot_be_prepared_says_why(clinic):
     (clinic / "wrong.jsonl").write_text('{"scan": "00a.png", "lable": "x"}\n')
     with pytest.raises(SelfloopError, match=r"wrong\.jsonl.*row 1.*'lable'"):
         prepare(clinic / "scans", clinic / "wrong.jsonl", task="What?", out=clinic / "out")
-    (clinic / "blind.jsonl").write_text('{"scan": "00a.png", "label": "x"}\n')
+    (clinic / "blind.jsonl").write_text('{"scan": "nowhere.png", "label": "x"}\n')
     with pytest.raises(SelfloopError, match="1 of 1 samples name no picture"):
         prepare(clinic / "scans", clinic / "blind.jsonl", task="What?", out=clinic / "out")
     with pytest.raises(SelfloopError, match="must be the folder"):

@@ -13,12 +13,20 @@ from clidata import with_splits
 from hf_models import FAMILIES, asked, open_picture
 from selfloop import costs, floor, machines, step_memory
 from selfloop.cli import main
+from selfloop.collect.beams import SentenceTree
+from selfloop.collect.independent import Independent
+from selfloop.collect.negatives import Negatives
+from selfloop.collect.propose import AskOrAnswer, Propose
+from selfloop.collect.refine import CritiqueRevise, RefinedContext, SelectAmong
+from selfloop.collect.search import TreeSearch
 from selfloop.config import load_config
 from selfloop.config_sections import OrganizeConfig
 from selfloop.floor import Machine, Shape, Work
 from selfloop.methods import build_loop
 from selfloop.organize.signals import GroupAdvantage
+from selfloop.organize.verify.rules import exact
 from selfloop.planning import plan, probed_machine, shape_of
+from selfloop.recipes.star import star
 from selfloop.report.facts import gather
 from selfloop.report.floors import achieved, told
 from selfloop.report.page import write_report
@@ -459,3 +467,15 @@ def test_runs_that_recorded_no_machine_say_nothing(tmp_path):
     assert known["machine"] is None and all(s["floor"] is None for s in known["stages"])
     assert achieved(replace(found, events=[])) == []
     assert "Achieved over the floor" not in write_report(tmp_path / "run").read_text()
+
+
+@pytest.mark.parametrize(("sampler", "draws"), [
+    (Negatives(causes=("blur", "eliciting"), n=2), 6), (Negatives(n=2, pick_one=True), 4),
+    (Negatives(causes=("blur",), n=1, blind=True), 4),
+    (CritiqueRevise(n=2, rounds=2), 10), (SelectAmong(n=3, votes=2), 5), (RefinedContext(n=4), 7),
+    (Propose(n=2, answers=3, checks=1), 10),
+    (AskOrAnswer(Propose(n=2, answers=0, checks=0), Independent(n=5)), 12),
+    (TreeSearch(exact, budget=20, children=3), 80), (SentenceTree(width=5, depth=5), 85),
+])
+def test_every_draw_of_a_sampler_is_planned_for(sampler, draws):
+    assert costs.draws_of(replace(star(exact), sampler=sampler)) == draws

@@ -39,9 +39,9 @@ def reads(component: Any) -> frozenset[str]:
     return names
 
 
-def asks(component: Any) -> bool:
+def asks_a_model(component: Any) -> bool:
     """Whether a component asks a model: it names `generate`, or anything that it wraps does."""
-    return "generate" in parameters(component) or any(map(asks, _inner(component)))
+    return "generate" in parameters(component) or any(map(asks_a_model, _inner(component)))
 
 
 def among_groups(component: Any) -> list[Any]:
@@ -87,6 +87,12 @@ def check_call(what: str, component: Any, offered: Sequence[str]) -> None:
                 f"{what} {name_of(component)} asks for {name!r}, which a {what} is never given; "
                 f"it may name: {', '.join(offered)}"
             )
+
+
+def names_any(component: Any, *names: str) -> bool:
+    """Whether a component takes one of these, by name or with all that it is offered."""
+    return any(name in names or p.kind is p.VAR_KEYWORD
+               for name, p in parameters(component).items())
 
 
 def call_by_name(component: Any, **offered: Any) -> Any:

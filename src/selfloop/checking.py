@@ -12,6 +12,7 @@ from selfloop.config import RunConfig, build_loop
 from selfloop.data import Samples, load
 from selfloop.doors import Doors
 from selfloop.gathering import clusters
+from selfloop.judging_costs import unplayed
 from selfloop.methods import METHODS, verifier_named
 from selfloop.organize.judging import judge
 from selfloop.pictures import Library, perceptual_hash
@@ -80,6 +81,8 @@ def check(config: RunConfig) -> Checked:
     if config.method in METHODS and loop.gate is not None and not len(sets.get("dev", ())):
         found.append(Found("error", "data.dev", "there are no dev samples, but the gate decides "
                            "on them", "label some: `selfloop init` splits them off"))
+    if lacking := unplayed(loop, config, sets.get("train", ())):
+        found.append(Found("error", "engines", lacking))
     counts = {name: len(samples) for name, samples in sets.items()}
     counts["pictures"] = sum(len(s.media) for samples in sets.values() for s in samples)
     printed = repr(loop) if config.method != "auto" else (

@@ -15,7 +15,7 @@ import importlib
 import inspect
 import pkgutil
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,8 @@ from selfloop.calling import closest, component_named
 from selfloop.collect.swapped_pictures import Pool, pool_of
 from selfloop.organize.chain import Chain
 from selfloop.organize.refine.replay import SelectiveReplay
-from selfloop.organize.verify.similarity import encoder_named
+from selfloop.organize.verify.outside import Outside
+from selfloop.organize.verify.similarity import Encoder, encoder_named
 from selfloop.pictures import Library
 from selfloop.roles import SelfloopError, name_of
 
@@ -56,6 +57,8 @@ def composed(loop: Loop, config: RunConfig) -> Loop:
     def part(key: str, value: Any) -> Any:
         stage = "selfloop.collect" if key.endswith("sampler") else "selfloop.organize"
         try:
+            if key == "reward" and str(value["use"]).startswith("outside:"):
+                return Outside.named(str(value["use"]).removeprefix("outside:"))
             return built(value, config, stage)
         except (SelfloopError, TypeError, ValueError) as error:
             raise SelfloopError(f"{key}: {error}") from error
@@ -125,7 +128,7 @@ def built(value: Any, config: RunConfig | None = None, stage: str = "") -> Any:
         raise SelfloopError(f"use: {name!r} is no name: write the name of a part")
     if name == "train" and config is not None:
         return _training_pictures(config, **{str(k): v for k, v in value.items() if k != "use"})
-    target = part_named(name, stage)
+    target = part_named(name, stage, value.keys() - {"use"})
     options = {str(key): built(one, config, stage) for key, one in value.items() if key != "use"}
     if not options and not inspect.isclass(target):
         return target
@@ -160,6 +163,8 @@ def _types(target: Any) -> dict[str, Any]:
 
 def _fitting(what: str, value: Any, kind: Any, config: RunConfig | None) -> Any:
     """A plain value as the option's type: YAML reads 1e-5 as text, and a word may name a part."""
+    if isinstance(value, str) and Encoder in (kind, *typing.get_args(kind)):
+        return encoder_named(value)
     if value == "train" and config is not None and Pool in (kind, *typing.get_args(kind)):
         return _training_pictures(config)
     if kind is None:
@@ -175,11 +180,23 @@ def _fitting(what: str, value: Any, kind: Any, config: RunConfig | None) -> Any:
         return adapter.validate_python(value)
     except ValidationError as error:
         named = _with_parts(value)
-        if named != value:
-            return adapter.validate_python(named)
-        first = error.errors()[0]
-        at = ".".join([what, *(str(step) for step in first["loc"] if isinstance(step, int))])
-        raise SelfloopError(f"{at} = {str(value)[:80]!r}: {first['msg']}") from None
+        if named == value:
+            raise _odd(what, value, error) from None
+    try:
+        return adapter.validate_python(named)
+    except ValidationError as error:
+        raise _odd(what, value, error) from None
+
+
+def _odd(what: str, value: Any, error: ValidationError) -> SelfloopError:
+    """What pydantic found first, in one line: the option, its place in it, the value."""
+    first = error.errors()[0]
+    at = ".".join([what, *(str(step) for step in first["loc"] if isinstance(step, int))])
+    name = f" {first['loc'][-1]!r}" if first["type"] in _NAMELESS and first["loc"] else ""
+    given = first.get("input", value)
+    asked = f"{at} = {(name_of(given) if callable(given) else str(given))[:80]!r}"
+    return SelfloopError(f"{asked}: {first['msg']}{name}" + (
+        "; write it as a list: [...]" if first["type"] == "tuple_type" else ""))
 
 
 def _with_parts(value: Any) -> Any:
@@ -209,10 +226,15 @@ def _training_pictures(config: RunConfig, encoder: str = "", **other: Any) -> Po
                    encoder_named(encoder) if encoder else None)
 
 
+_NAMELESS = ("missing", "missing_argument", "unexpected_keyword_argument")
+"""Kinds of errors whose message leaves out which option it is."""
+
+
 # -- names ----------------------------------------------------------------------------------------
 
-def part_named(name: str, stage: str = "") -> Any:
-    """The class, function or object of a shipped name or module:name.
+def part_named(name: str, stage: str = "", options: Set[str] = frozenset()) -> Any:
+    """The class, function or object of a shipped name or module:name. Of two of one name that of
+    the stage is meant, and of those the one that takes the options.
 
     Raises SelfloopError for an unknown name, with the closest, and for one that two modules have.
     """
@@ -226,7 +248,11 @@ def part_named(name: str, stage: str = "") -> Any:
                             + " (docs/samplers.md, organizers.md and verifiers.md list them; "
                             "your own is module:name)")
     mine = [module for module in modules if stage and module.startswith(stage)]
-    modules = tuple(mine) if len(mine) == 1 else modules
+    modules = tuple(mine) or modules
+    if len(modules) > 1 and options:
+        able = [m for m in modules if options <= inspect.signature(
+            getattr(importlib.import_module(m), name)).parameters.keys()]
+        modules = tuple(able) or modules
     if len(modules) > 1:
         raise SelfloopError(f"use: {name!r} may be " + " or ".join(
             f"{module}:{name}" for module in modules) + ": write which")

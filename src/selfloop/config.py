@@ -254,23 +254,18 @@ class Data:
 def load_data(config: RunConfig, *, asking: bool = False) -> Data:
     """Train and dev samples. Raises SelfloopError naming file, row and field of what is bad.
     `asking`: for a probe or plan, which trains nothing and needs no test file to be there yet."""
+    from selfloop.cleaning import clean_train
     from selfloop.collect.guided import structured
-    from selfloop.data import load
-    from selfloop.organize.refine.clean_data import unknown_to
 
     for name in ("train", "dev", "test"):
         path = getattr(config.data, name)
         if path is not None and not path.exists() and not (asking and name == "test"):
             raise SelfloopError(f"data.{name}: {path}: no such file: check the path, or make it "
                                 "with `selfloop init`")
-    train = load(config.data.train, frames=config.data.frames)
-    dev = load(config.data.dev, frames=config.data.frames) if config.data.dev else None
-    test = config.data.test if config.data.test and config.data.test.exists() else None
-    found = unknown_to(train, dev, test, config.data.decontaminate,
-                       () if isinstance(config.suites, str) else [s.path for s in config.suites])
+    found, dev = clean_train(config)
     return Data(structured(found.samples, config.prompt),
                 dev if dev is None else structured(dev, config.prompt),
-                tuple(dict.fromkeys((*train.notes, *(dev.notes if dev else ()), *found.notes))))
+                tuple(dict.fromkeys((*found.notes, *(dev.notes if dev else ())))))
 
 
 def build_engine(config: RunConfig) -> Engine:

@@ -227,7 +227,7 @@ def engine_for(engines: Mapping[str, Engine], role: str) -> Engine:
         return next(iter(engines.values()))
     raise SelfloopError(
         f"no engine plays the role {role!r}: give engines={{{role!r}: ...}} "
-        f"beside {sorted(engines)}"
+        f"beside {sorted(engines)}, or write `engines: {{{role}: model}}` in run.yaml"
     )
 
 

@@ -81,8 +81,8 @@ def _checkpoint(found: Findings, version: int | None, role: str) -> Path:
     there = found.run.checkpoints()
     if version is None:
         held = [v for v in there if v]
-        mend = (f"to export what was held, give version={held[-1]}" if held else
-                "and no trained version has a checkpoint: run more iterations")
+        mend = (f"to export what was held, give version={held[-1]} (--version {held[-1]})"
+                if held else "and no trained version has a checkpoint: run more iterations")
         why = found.iterations[-1].decision.why if found.iterations else "no iteration finished"
         raise SelfloopError(f"{found.run.path}: no version was promoted ({why}); {mend}")
     if version not in there:

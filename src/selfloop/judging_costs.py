@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from selfloop import floor
-from selfloop.calling import asks
+from selfloop.calling import asks_a_model
 from selfloop.casting import EngineConfig
 from selfloop.costs import Counts, Stage
 from selfloop.doors import Doors
@@ -119,7 +119,7 @@ def asked_for(verifier: Verifier | None, samples: Sequence[Sample], answers: int
               ) -> tuple[dict[str, _Tally], str]:
     """What one problem's `answers` answers of `words` words cost by role, as a mean over a few
     problems; and why that is not the whole, if it fails on them."""
-    if verifier is None or not asks(verifier) or not samples or answers < 1:
+    if verifier is None or not asks_a_model(verifier) or not samples or answers < 1:
         return {}, ""
     everybody = _Everybody()
     groups = [_made_up(sample, answers, words) for sample in samples[:PROBLEMS]]
@@ -130,6 +130,27 @@ def asked_for(verifier: Verifier | None, samples: Sequence[Sample], answers: int
         found[role].add(engine.tally, 1 / len(groups))
     failed = judged.unknown.first_error
     return found, f"what {name_of(verifier)} asks ({failed[:120]})" if failed else ""
+
+
+def unplayed(loop: Loop, config: RunConfig, samples: Sequence[Sample]) -> str:
+    """What to mend where a role is asked for that nobody plays; "" where all are played.
+
+    Without `engines:` the run's model plays every role, with them only the solver's. Which roles
+    a verifier asks is found by counting, as its costs are: before anything is drawn, not after.
+    """
+    if not config.engines:
+        return ""
+    asked = set(loop.learn)
+    for part in (loop.sampler, getattr(loop.sampler, "ask", None)):
+        asked |= {str(role) for name in ("role", "critic") if (role := getattr(part, name, ""))}
+    for verifier in (loop.verifier, loop.evaluation.metric if loop.evaluation else None):
+        asked |= asked_for(verifier, list(samples[:PROBLEMS]), 2, 4)[0].keys()
+    missing = sorted(asked - {"solver", *config.engines})
+    if not missing:
+        return ""
+    return (f"the role {missing[0]!r} is asked for and nobody plays it (there are solver, "
+            f"{', '.join(sorted(config.engines))}): write `{missing[0]}: model` under `engines:` "
+            "for the run's own model, or give it another")
 
 
 def _made_up(sample: Sample, answers: int, words: int) -> Group:

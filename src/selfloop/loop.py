@@ -26,6 +26,7 @@ from selfloop.roles import (
     Verifier,
     check_call,
     name_of,
+    names_any,
     parameters,
     reads,
     source_hash,
@@ -115,7 +116,7 @@ class Loop:
         if not self.learn:
             raise SelfloopError(f"loop {self.name!r} learns nothing: give learn={{'solver': ...}}")
         if self.sampler is not None:
-            check_call("sampler", self.sampler, drawing.OFFERED)
+            _check_sampler(self.sampler)
         if self.verifier is not None:
             check_call("verifier", self.verifier, judging.OFFERED)
             self._check_verifier(self.verifier)
@@ -134,7 +135,7 @@ class Loop:
 
     @staticmethod
     def _check_how_dev_is_answered(sampler: Sampler, draws: int) -> None:
-        check_call("sampler", sampler, drawing.OFFERED)
+        _check_sampler(sampler)
         if draws:
             raise SelfloopError(
                 f"Evaluation(draws={draws}) with the sampler {name_of(sampler)}: dev is answered "
@@ -151,6 +152,10 @@ class Loop:
             raise SelfloopError(
                 f"verifier {name_of(verifier)} names both `rollout` and `group`: it is called "
                 "once a rollout or once a group, so name one of them")
+        if not names_any(verifier, "rollout", "group"):
+            raise SelfloopError(
+                f"{name_of(verifier)} is no verifier: it takes neither `rollout` nor `group`, so "
+                "it would judge without looking at an answer")
         if "generate" in parameters(verifier) and not is_async(verifier):
             raise SelfloopError(
                 f"verifier {name_of(verifier)} names `generate`, which must be awaited: "
@@ -207,6 +212,13 @@ class Loop:
     def _described_once(self) -> dict[str, object]:  # once: files may be edited while a loop runs
         return {f.name: _described(getattr(self, f.name)) for f in fields(self)
                 if f.name not in NOT_IN_FINGERPRINT}
+
+
+def _check_sampler(sampler: Sampler) -> None:
+    check_call("sampler", sampler, drawing.OFFERED)
+    if not names_any(sampler, "generate", "sample"):
+        raise SelfloopError(f"{name_of(sampler)} is no sampler: it takes neither `generate` nor "
+                            "`sample`; an environment is drawn by EnvSampler(env=...)")
 
 
 def _described(value: object) -> object:

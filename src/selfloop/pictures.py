@@ -30,7 +30,7 @@ __all__ = [
     "refuse_remote", "write_whole",
 ]
 
-_NAMES = (*SUFFIXES.values(), ".jpeg", ".tiff", ".pgm", ".pbm", ".pnm")
+NAMES = (*SUFFIXES.values(), ".jpeg", ".tiff", ".pgm", ".pbm", ".pnm")
 _TIMED = {**video.SUFFIXES, **sound.SUFFIXES}
 
 
@@ -51,7 +51,7 @@ def find(folder: Path) -> list[Path]:
     """Every picture file below a folder, sorted; hidden files and folders are passed over."""
     return sorted(
         path for path in folder.rglob("*")
-        if path.suffix.lower() in _NAMES and path.is_file()
+        if path.suffix.lower() in NAMES and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
 
@@ -184,7 +184,7 @@ class Library:
         sha256 = hashlib.sha256(data).hexdigest()
         found = _TIMED.get(sound.form(data) or "") or SUFFIXES[
             header(data, f"picture {sha256[:12]}", pages="first", limits=self.limits)[0]]
-        suffix = suffix.lower() if suffix.lower() in _NAMES else found
+        suffix = suffix.lower() if suffix.lower() in NAMES else found
         path = self._stored(sha256) or self.folder / f"{sha256}{suffix}"
         if not path.exists():
             write_whole(path, data)
@@ -199,7 +199,7 @@ class Library:
     def _stored(self, sha256: str) -> Path | None:
         if self.folder is None:
             return None
-        usual = (self.folder / f"{sha256}{suffix}" for suffix in (*_NAMES, *_TIMED.values()))
+        usual = (self.folder / f"{sha256}{suffix}" for suffix in (*NAMES, *_TIMED.values()))
         return next((path for path in usual if path.exists()), None)
 
     def _plain(self, media: Media, page: int) -> Image.Image:

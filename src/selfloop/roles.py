@@ -19,11 +19,13 @@ from selfloop.calling import (
     LABELS,
     SelfloopError,
     as_verdict,
+    asks_a_model,
     call_by_name,
     check_call,
     component_named,
     gold,
     name_of,
+    names_any,
     parameters,
     reads,
     source_hash,
@@ -34,8 +36,8 @@ from selfloop.types import AnySignal, Branch, Context, Rollout, Sample, Turn
 __all__ = [
     "LABELS", "Contrast", "Engine", "Generate", "Guidance", "Known", "Loss", "Optim", "Organized",
     "Organizer", "Request", "Sampler", "Sampling", "SelfloopError", "State", "Verifier",
-    "as_verdict", "call_by_name", "check_call", "component_named", "gold", "name_of",
-    "parameters", "reads", "source_hash",
+    "as_verdict", "asks_a_model", "call_by_name", "check_call", "component_named", "gold",
+    "name_of", "names_any", "parameters", "reads", "source_hash",
 ]
 
 

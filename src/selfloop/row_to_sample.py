@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL.Image import Image
 from pydantic import ValidationError
 
+from selfloop import pictures, sound, video
 from selfloop.formats import BadRow, Draft, Messages, draft
 from selfloop.media_index import MediaIndex
 from selfloop.pictures import is_remote
 from selfloop.roles import SelfloopError
-from selfloop.row_media import COLUMNS, MARKER, MARKERS, Given, Mark, marked
+from selfloop.row_media import COLUMNS, MARKER, MARKERS, Given, Kind, Mark, marked
 from selfloop.types import Media, Message, Part, Sample, placed
 
 
@@ -29,6 +31,8 @@ def sample_of(
                 row.keys() <= Sample.model_fields.keys()):
             return _own(row, index), []
         found = draft(row, task=task, answer=answer)
+        if not found.media and not any(isinstance(p, Mark) for _, ps in found.messages for p in ps):
+            _left_unread(row, found, index.root)
         prompt, media = _placed(found, index)
         return Sample(prompt=prompt, media=media, answer=found.answer,
                       rationale=found.rationale, meta=found.meta), found.notes
@@ -38,6 +42,38 @@ def sample_of(
         raise BadRow(where, " ".join(first["msg"].split()), "mend the row") from error
     except ValueError as error:
         raise BadRow("json", f"not JSON ({error})", "save the samples again") from error
+
+
+def _left_unread(row: dict[str, Any], found: Draft, root: Path) -> None:
+    """Refuse a row that shows nothing while a column nobody reads holds a picture, video or sound:
+    as a text without one it would be answered blind. Addresses and names of no file are told."""
+    for column, value in row.items():
+        values = value if isinstance(value, list | tuple) else [value]
+        kind = next((kind for one in values if (kind := _kind_of(one))), None)
+        named = [one for one in values if isinstance(one, str)]
+        if kind is None or (named and column not in found.meta):  # a question, an answer
+            continue
+        what = f"it {'names' if named else 'holds'} a {_ONE[kind]}, but a column of this name"
+        if not named or any(not is_remote(one) and Path(root, one).is_file() for one in named):
+            raise BadRow(column, f"{what} is not read, so the question would be asked without it",
+                         f"call the column {kind!r}, or take it out")
+        found.notes.append(f"column {column!r}: {what} is not read; is it meant to be shown? Then "
+                           f"call it {kind!r}")
+
+
+_ONE = {"image": "picture", "video": "video", "audio": "sound"}
+
+
+def _kind_of(value: Any) -> Kind | None:
+    """What a value looks like: by a file's suffix, or as a picture that a table holds."""
+    if isinstance(value, str):
+        low = value.lower()
+        return None if len(value) > 4096 or "\n" in value else \
+            "image" if low.endswith(pictures.NAMES) else \
+            "video" if low.endswith(video.NAMES) else \
+            "audio" if low.endswith(tuple(sound.SUFFIXES.values())) else None
+    table = isinstance(value, dict) and isinstance(value.get("bytes"), bytes | bytearray)
+    return "image" if table or isinstance(value, Image) else None
 
 
 def _own(row: dict[str, Any], index: MediaIndex) -> Sample:

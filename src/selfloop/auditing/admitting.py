@@ -23,7 +23,7 @@ from selfloop.auditing.audit import Audited, audit, labelled
 from selfloop.auditing.calibrating import Known
 from selfloop.auditing.cases import CALIBRATION, Limits
 from selfloop.auditing.setting import AuditConfig
-from selfloop.calling import asks, closest
+from selfloop.calling import asks_a_model, closest
 from selfloop.loop import Loop
 from selfloop.pictures import Library
 from selfloop.roles import Engine, SelfloopError, name_of, reads
@@ -76,7 +76,7 @@ def _tried(loop: Loop, samples: Sequence[Sample], engines: Mapping[str, Engine],
     verifier = loop.verifier
     assert verifier is not None
     known = labelled(samples)
-    most, own = (ASKED, Limits(paid=GRACE)) if asks(verifier) else (SAMPLES, Limits())
+    most, own = (ASKED, Limits(paid=GRACE)) if asks_a_model(verifier) else (SAMPLES, Limits())
     limits = setting.limits(own)
     put = known if len(known) > 1 else list(samples)
     key = digest([loop.described()["verifier"], name, [s.id for s in put], most, asdict(limits),

@@ -18,11 +18,18 @@ from selfloop.auditing.pictured import Pictured, Watched
 from selfloop.auditing.placing import order_decides, position_bias
 from selfloop.auditing.putting import Asked, Put, all_puts, shape_of
 from selfloop.auditing.said import BARE, said
-from selfloop.calling import asks
 from selfloop.doors import Doors
 from selfloop.organize.judging import judge
 from selfloop.pictures import Library
-from selfloop.roles import Engine, SelfloopError, Verifier, name_of, parameters, reads
+from selfloop.roles import (
+    Engine,
+    SelfloopError,
+    Verifier,
+    asks_a_model,
+    name_of,
+    parameters,
+    reads,
+)
 from selfloop.types import Media, Sample, Verdict
 
 __all__ = ["Audited", "Case", "Limits", "audit"]
@@ -107,7 +114,7 @@ def audit(verifier: Verifier, samples: Sequence[Sample], *, probe: Sequence[Know
     watched = {role: Watched(engine) for role, engine in (engines or {}).items()}
     doors = Doors(cast(Mapping[str, Engine], watched),
                   max((e.version for e in watched.values()), default=0), "audit")
-    few = quick and asks(verifier)
+    few = quick and asks_a_model(verifier)
     with TemporaryDirectory(prefix="audit-") as folder:
         judged = _judged(verifier, all_puts(verifier, used, golds, Pictured(
             Path(folder), open_picture or Library().open), few), doors)
@@ -118,7 +125,7 @@ def audit(verifier: Verifier, samples: Sequence[Sample], *, probe: Sequence[Know
     bias = None if quick else position_bias(verifier, used, golds, doors)
     wrong = against(calibrated, limits) if calibrated else []
     wrong += _by_place(bias, order_decides(verifier, used, golds, doors), limits,
-                       asks(verifier))
+                       asks_a_model(verifier))
     return Audited(name_of(verifier), tuple(sorted(reads(verifier))), len(used), cases,
                    calibrated, bias, tuple(wrong), untold(judged))
 

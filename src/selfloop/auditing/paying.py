@@ -28,8 +28,7 @@ from dataclasses import dataclass
 from selfloop.auditing.attacks import ATTACKS, CONTROLS, GOLD, HONEST, WRONG
 from selfloop.auditing.pictured import BLANK, IN_PICTURE
 from selfloop.auditing.putting import Put
-from selfloop.calling import asks
-from selfloop.roles import Verifier, reads
+from selfloop.roles import Verifier, asks_a_model, reads
 from selfloop.types import Verdict
 
 MORE_OFTEN_THAN_NOT = 0.5
@@ -66,7 +65,7 @@ class Scale:
             worst = min(j.verdict.score for j in judged if j.put.case == HONEST
                         and j.put.about == name and j.verdict.score is not None)
             gold[name], wrong[name] = value, worst
-        return cls(gold, wrong, bool(reads(verifier)), asks(verifier),
+        return cls(gold, wrong, bool(reads(verifier)), asks_a_model(verifier),
                    any(j.put.case == GOLD and j.verdict.right for j in judged))
 
     def compared(self, case: str) -> bool:

@@ -23,8 +23,7 @@ from selfloop.auditing.said import (
     said_as_gold,
     shape_for,
 )
-from selfloop.calling import asks
-from selfloop.roles import Verifier, parameters, reads
+from selfloop.roles import Verifier, asks_a_model, parameters, reads
 from selfloop.types import Group, Sample
 
 
@@ -135,8 +134,8 @@ class Puts:
         if wrong and (ordered := self.pictured.with_orders(asked.sample, orders)):
             yield Put(IN_PICTURE, asked.sample.id, ordered, wrong[0],
                       tuple(gold * 3) if self.in_groups else ())
-        if gold and asks(self.verifier) and not self.in_groups and not reads(self.verifier) \
-                and (blank := self.pictured.blanked(asked.sample)):
+        looks = asks_a_model(self.verifier) and not self.in_groups and not reads(self.verifier)
+        if gold and looks and (blank := self.pictured.blanked(asked.sample)):
             yield Put(BLANK, asked.sample.id, blank, gold[0])
 
 

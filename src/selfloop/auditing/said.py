@@ -6,12 +6,11 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from selfloop.calling import asks
 from selfloop.doors import Doors
 from selfloop.organize.judging import judge
 from selfloop.organize.verify.boxes import boxes_in, gold_boxes, iou
 from selfloop.organize.verify.label_recovery import time_iou, time_spans
-from selfloop.roles import Verifier, parameters
+from selfloop.roles import Verifier, asks_a_model, parameters
 from selfloop.types import Group, Message, Part, Rollout, Sample, Turn, Verdict
 
 OVERLAP = 0.3
@@ -65,7 +64,7 @@ def reads_structures(verifier: Verifier) -> bool:
 def shape_for(verifier: Verifier, golds: Sequence[tuple[Any, str]]) -> str:
     """The form of SHAPES in which (gold value, its text) are paid for more often than bare; BARE
     where bare is as good, or it asks a model."""
-    if asks(verifier) or "group" in parameters(verifier):
+    if asks_a_model(verifier) or "group" in parameters(verifier):
         return BARE
 
     def paid(shape: str) -> int:

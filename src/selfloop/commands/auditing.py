@@ -26,7 +26,8 @@ FULL = "audit-full.json"
 
 def audit(
     verifier: Annotated[str, typer.Argument(
-        metavar="VERIFIER", help="exact, number, choice, yes_no, text, or module:name.")],
+        metavar="VERIFIER", help="exact, number, choice, yes_no, text, another that ships, "
+        "{use: NAME, option: value}, module:name or outside:module:name.")],
     given: Annotated[list[str] | None, typer.Argument(
         metavar="[RUN.YAML] [KEY=VALUE]...", help="Whose dev samples (else train) it is tried "
         "on, and whose model it may ask.")] = None,
@@ -101,9 +102,9 @@ def _named(config: RunConfig, loop: Loop) -> str:
 
 def _engines(verifier: Any, config: RunConfig) -> dict[str, Any]:
     """Who plays in the run, only where the verifier asks somebody."""
-    from selfloop.calling import asks
+    from selfloop.calling import asks_a_model
 
-    if not asks(verifier):
+    if not asks_a_model(verifier):
         return {}
     from selfloop.casting import cast
     from selfloop.config import build_engine

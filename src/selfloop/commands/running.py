@@ -35,6 +35,7 @@ def run(
     from selfloop.elsewhere import keep_records
     from selfloop.engines.launching import launched
     from selfloop.evaluate.sealed import Sealed
+    from selfloop.judging_costs import unplayed
     from selfloop.progress import Shown
     from selfloop.roles import SelfloopError
     from selfloop.running import run as go
@@ -48,6 +49,8 @@ def run(
     if loop.gate is not None and not data.dev:
         raise SelfloopError(f"{path}: data.dev is missing, but the gate decides on it: give one, "
                             "or make the splits with `selfloop init`")
+    if lacking := unplayed(loop, config, data.train):
+        raise SelfloopError(lacking)
     if config.data.test is not None and config.data.test.exists():
         Sealed(config.data.test, load_samples)  # no component of the run can read it
     for note in data.notes:

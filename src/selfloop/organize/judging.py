@@ -19,7 +19,7 @@ from selfloop.roles import (
     parameters,
     reads,
 )
-from selfloop.types import Group, Rollout, Verdict
+from selfloop.types import Group, Rollout, Sample, Verdict
 
 OFFERED = ("rollout", "group", "sample", "generate", "answer", "rationale", "key",
            "decode")
@@ -28,6 +28,9 @@ OFFERED = ("rollout", "group", "sample", "generate", "answer", "rationale", "key
 ANSWERS = frozenset({"answer", "revision"})
 """Values of `sampling["stage"]` that are answers to the sample, as a rollout without a stage is."""
 SET_ASIDE = "no answer to the sample, and not judged as one"
+OTHERS = ("proposed", "program", "constructed", "phase")
+"""What samplers note of rollouts that the sample's own gold value says nothing about: questions
+and programs that a model wrote, answers to those, moves of a game."""
 
 
 @dataclass(frozen=True)
@@ -116,24 +119,35 @@ def judge(verifier: Verifier | None, groups: Sequence[Group], doors: Doors) -> J
     description) gets no score, and the verifier does not see it, so that it neither is scored by a
     rule that it fits by chance nor has a vote. A choice among answers is as right as the answer
     that it chose. A verifier that judges other stages says so: `stages = frozenset({"critique"})`.
+    What answers another question than the sample's (`sampling["question"]`, `OTHERS`) is set aside
+    for every verifier that reads the sample's gold values: they are not its own.
     """
     if verifier is None:
         blank = [g.model_copy(update={"verdicts": (Verdict(),) * len(g.rollouts)}) for g in groups]
         return Judged(blank)
     one = _by_group if "group" in parameters(verifier) else _by_rollout
-    shown = [_shown(g, getattr(verifier, "stages", ANSWERS)) for g in groups]
+    stages, gold_read = getattr(verifier, "stages", ANSWERS), bool(reads(verifier))
+    shown = [_shown(g, stages, gold_read) for g in groups]
     judged: list[Group] = doors.run(
         [(g.sample, "verify", one(verifier, g, doors)) for g in shown]
     )
     return Judged([_whole(g, found) for g, found in zip(groups, judged, strict=True)])
 
 
-def _shown(group: Group, stages: Collection[str]) -> Group:
+def _shown(group: Group, stages: Collection[str], gold_read: bool) -> Group:
     """The group with those rollouts alone that are to be judged."""
     kept = tuple(r for r in group.rollouts
-                 if r.sampling.get("stage") is None or str(r.sampling["stage"]) in stages)
+                 if (r.sampling.get("stage") is None or str(r.sampling["stage"]) in stages)
+                 and not (gold_read and of_another(r, group.sample)))
     return group if len(kept) == len(group.rollouts) else group.model_copy(
         update={"rollouts": kept, "verdicts": ()})
+
+
+def of_another(rollout: Rollout, sample: Sample) -> bool:
+    """Whether a rollout is no answer to the sample's own question, which its gold value is of."""
+    asked = rollout.sampling.get("question")
+    return (isinstance(asked, str) and asked != sample.context.text) or any(
+        name in rollout.sampling for name in OTHERS)
 
 
 def _whole(group: Group, judged: Group) -> Group:

@@ -15,6 +15,7 @@ from selfloop import keys
 from selfloop.organize.refine.filters import by_what_was_asked, not_below
 from selfloop.organize.refine.wording import visible
 from selfloop.organize.signals import EDGE, HERE, says_more, trained_on
+from selfloop.roles import SelfloopError, name_of, parameters
 from selfloop.types import AnySignal, Group, Pair, Rollout
 
 
@@ -59,6 +60,14 @@ class Pairs:
     margins: bool = True
     """Whether the score gap is the pair's margin, which DPO subtracts; False leaves it at 0."""
     makes: ClassVar[tuple[AnySignal, ...]] = (Pair(branches={"chosen": HERE, "rejected": HERE}),)
+
+    def __post_init__(self) -> None:
+        for what, part in (("propose", self.propose), *(("filters", f) for f in self.filters)):
+            if {"rollout", "groups"} & parameters(part).keys():
+                raise SelfloopError(
+                    f"Pairs.{what}: {name_of(part)} neither proposes pairs nor filters them; there "
+                    "are Margin, BestVersusWorst, Levels and Constructed, and the filters of "
+                    "pair_filters")
 
     def __call__(self, groups: Sequence[Group], key: str) -> list[AnySignal]:
         """One Pair a candidate that stays."""

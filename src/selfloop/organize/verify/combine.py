@@ -19,7 +19,7 @@ from selfloop.calling import (
     name_of,
     parameters,
 )
-from selfloop.organize.verify.parts import awaited, combined, named, not_empty, put_in
+from selfloop.organize.verify.parts import awaited, combined, judges_answers, named, put_in
 from selfloop.organize.verify.rules import final_answer
 from selfloop.roles import Verifier
 from selfloop.types import Group, Rollout, Verdict
@@ -36,7 +36,7 @@ class AllOf:
     verifiers: tuple[Verifier, ...]
 
     def __post_init__(self) -> None:
-        not_empty("AllOf", self.verifiers)
+        judges_answers("AllOf", self.verifiers)
 
     def __call__(self, rollout: Rollout, **offered: Any) -> Verdict | Awaitable[Verdict]:
         """Gold values reach only those verifiers that name them."""
@@ -63,7 +63,7 @@ class Weighted:
     verifiers: tuple[tuple[float, Verifier], ...]
 
     def __post_init__(self) -> None:
-        not_empty("Weighted", self.verifiers)
+        judges_answers("Weighted", [v for _, v in self.verifiers])
         weights = [w for w, _ in self.verifiers]
         if not all(map(math.isfinite, weights)) or min(weights) < 0 or not sum(weights):
             raise SelfloopError(f"Weighted: weights {', '.join(f'{w:g}' for w in weights)}; "

@@ -13,11 +13,16 @@ from selfloop.calling import (
     among_groups,
     as_verdict,
     call_by_name,
+    check_call,
     name_of,
+    names_any,
     parameters,
 )
 from selfloop.roles import Verifier
 from selfloop.types import Rollout, Verdict
+
+OFFERED = ("rollout", "sample", "generate", "answer", "rationale", "key", "decode")
+"""What a part may name: what a verifier of single answers is offered."""
 
 
 def combined(verifiers: Sequence[Verifier], rollout: Rollout, offered: dict[str, Any],
@@ -69,10 +74,18 @@ def named(found: Sequence[Verdict]) -> dict[str, float]:
             for i, (name, v) in enumerate(zip(names, found, strict=True)) if v.score is not None}
 
 
-def not_empty(what: str, parts: tuple[Any, ...]) -> None:
-    """Raises SelfloopError where there is nothing to combine."""
+def judges_answers(what: str, parts: Sequence[Any]) -> None:
+    """Raises SelfloopError where there is nothing to combine, and for a part that is no verifier
+    of single answers or of groups."""
     if not parts:
         raise SelfloopError(f"{what}: no verifier was given; expected at least one")
+    for part in parts:
+        if "group" in parameters(part):  # for InGroups; elsewhere refused with the loop
+            continue
+        check_call(f"part of {what}", part, OFFERED)
+        if not names_any(part, "rollout"):
+            raise SelfloopError(f"{what}: {name_of(part)} is no verifier: it does not take "
+                                "`rollout`")
 
 
 async def awaited(value: Any) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from selfloop.calling import SelfloopError, as_verdict, asks, call_by_name, name_of
+from selfloop.calling import SelfloopError, as_verdict, asks_a_model, call_by_name, name_of
 from selfloop.organize.verify.final import final_answer, gold_texts, joined, uncut
 from selfloop.organize.verify.parts import failed
 from selfloop.roles import Verifier
@@ -84,7 +84,7 @@ class AnyAccepted:
     rule: Verifier
 
     def __post_init__(self) -> None:
-        if asks(self.rule):
+        if asks_a_model(self.rule):
             raise SelfloopError(f"AnyAccepted({name_of(self.rule)}): it asks a model; give a rule, "
                                 "or use ReferenceJudge alone")
 

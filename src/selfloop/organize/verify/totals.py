@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from selfloop.calling import SelfloopError
-from selfloop.organize.verify.parts import all_of, failed, not_empty
+from selfloop.organize.verify.parts import all_of, failed, judges_answers
 from selfloop.roles import Verifier
 from selfloop.types import Rollout, Verdict
 
@@ -36,7 +36,7 @@ class Sum:
     terms: tuple[tuple[float, Verifier], ...]
 
     def __post_init__(self) -> None:
-        not_empty("Sum", self.terms)
+        judges_answers("Sum", [v for _, v in self.terms])
 
     async def __call__(self, rollout: Rollout, **offered: Any) -> Verdict:
         """Gold values reach only those verifiers that name them."""
@@ -59,7 +59,7 @@ class Lexicographic:
     levels: int = 11
 
     def __post_init__(self) -> None:
-        not_empty("Lexicographic", self.verifiers)
+        judges_answers("Lexicographic", self.verifiers)
         if self.levels < 2 or self.levels ** len(self.verifiers) > 10**12:
             raise SelfloopError(f"Lexicographic: levels={self.levels} for {len(self.verifiers)} "
                                 "verifiers; expected at least 2, and 1e12 numbers at most")

@@ -1,0 +1,113 @@
+"""Parts that were made apart, used together: who judges what, and who may see which picture."""
+
+from __future__ import annotations
+
+import pytest
+from PIL import Image
+
+from selfloop.auditing.audit import audit
+from selfloop.calling import asks_a_model
+from selfloop.doors import Doors
+from selfloop.engines.toy import ToyEngine
+from selfloop.organize.judging import SET_ASIDE, judge
+from selfloop.organize.refine.annotate import WithBlindAnswers, WithDescription, WithHashes
+from selfloop.organize.refine.blind import NeedsPicture
+from selfloop.organize.verify.combine import AllOf, Weighted
+from selfloop.organize.verify.judges import PointwiseJudge
+from selfloop.organize.verify.rules import exact
+from selfloop.organize.verify.vote import MajorityVote
+from selfloop.pictures import read
+from selfloop.roles import SelfloopError
+from selfloop.types import Group, Message, Part, Rollout, Sample, Turn
+
+ASKED = Sample(prompt=(Message(content="what is the sum ?"),), answer="6")
+
+
+def said(text: str, **notes: object) -> Rollout:
+    return Rollout(id=f"{text}{notes}", sample=ASKED.id, context=ASKED.context,
+                   turns=(Turn(token_ids=()),), output=(Part(text=text),), sampling=notes)
+
+
+@pytest.mark.parametrize(("notes", "score"), [
+    ({}, 1.0),
+    ({"question": "what is the sum ?"}, 1.0),
+    ({"question": "what is the largest ?"}, None),  # the gold sum says nothing about it
+    ({"proposed": "6"}, None),
+    ({"proposal": "x", "question": "how many ?"}, None),
+    ({"program": "6"}, None), ({"constructed": 6, "proposal": "x"}, None),
+    ({"phase": "clue"}, None),
+])
+def test_gold_judges_answers_to_its_own_question_alone(notes, score):
+    group = Group(sample=ASKED, rollouts=(said("6", **notes),))
+    (verdict,) = judge(exact, [group], Doors({}, 0, "t")).groups[0].verdicts
+    assert verdict.score == score
+    assert score is not None or verdict.rationale == SET_ASIDE
+
+
+def test_what_reads_no_gold_value_still_sees_every_question():
+    group = Group(sample=ASKED, rollouts=tuple(
+        said("6", question="what is the largest ?", draw=i) for i in range(3)))
+    judged = judge(MajorityVote(), [group], Doors({}, 0, "t")).groups[0]
+    assert [v.score for v in judged.verdicts] == [1.0] * 3
+
+
+# -- annotations ----------------------------------------------------------------------------------
+
+async def asked_judge(rollout, generate):
+    """A judge: it asks a model, whatever that says."""
+    await generate(rollout.context, n=1, role="judge", label=rollout.id)
+    return 1.0
+
+
+def failing(rollout, answer):
+    if rollout.context.media:
+        return rollout.text == answer
+    raise ValueError("no picture")
+
+
+def pictured(tmp_path) -> Group:
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "red.png")
+    sample = Sample(prompt=(Message(content=(Part(type="image"), Part(text="?"))),),
+                    media=tuple(read(tmp_path / "red.png")), answer="6")
+    rollout = said("6").model_copy(update={"sample": sample.id, "context": sample.context})
+    return Group(sample=sample, rollouts=(rollout,))
+
+
+def judged_with(verifier, group: Group) -> Group:
+    toy = ToyEngine(("6",), seed=0)
+    toy.bind(lambda medium: None)
+    return judge(verifier, [group], Doors({"solver": toy, "judge": toy}, 0, "t")).groups[0]
+
+
+@pytest.mark.parametrize("rule", [exact, asked_judge])
+@pytest.mark.parametrize("order", [
+    lambda rule: WithHashes(WithBlindAnswers(rule, n=2, max_new_tokens=1)),
+    lambda rule: WithBlindAnswers(WithHashes(rule), n=2, max_new_tokens=1),
+    lambda rule: WithDescription(WithHashes(WithBlindAnswers(rule, n=2, max_new_tokens=1)),
+                                 max_new_tokens=1),
+])
+def test_annotations_are_left_in_any_order_also_by_judges(tmp_path, rule, order):
+    found = judged_with(order(rule), pictured(tmp_path))
+    assert [v.score for v in found.verdicts] == [1.0] and not found.verdicts[0].error
+    assert None not in found.annotations["no_image"] and len(found.annotations["no_image"]) == 2
+    assert len(found.annotations["perceptual_hashes"]) == 1
+    assert NeedsPicture(k=1)([found]) == []
+
+
+def test_a_filter_that_would_know_nothing_is_a_failure_and_not_silence(tmp_path):
+    found = judged_with(WithBlindAnswers(failing, n=2, max_new_tokens=1), pictured(tmp_path))
+    assert found.verdicts[0].error and "without the picture" in found.verdicts[0].rationale
+    with pytest.raises(SelfloopError, match="MajorityVote judges the answers of a group together"):
+        WithBlindAnswers(WithHashes(MajorityVote()))
+
+
+def test_a_judge_within_a_combination_is_known_to_ask_a_model(tmp_path):
+    assert asks_a_model(AllOf((exact, PointwiseJudge())))
+    assert asks_a_model(WithHashes(Weighted(((1.0, exact), (1.0, PointwiseJudge())))))
+    assert not asks_a_model(AllOf((exact, exact)))
+    toy = ToyEngine(("score 7",), seed=0)
+    samples = [ASKED, Sample(prompt=(Message(content="and now ?"),), answer="9")]
+    one = audit(AllOf((exact, PointwiseJudge())), samples, quick=True,
+                engines={"solver": toy, "judge": toy})
+    plain = audit(AllOf((exact, exact)), samples, quick=True)
+    assert sum(c.paid.n for c in one.cases) < sum(c.paid.n for c in plain.cases) / 2
