@@ -33,7 +33,7 @@ class MajorityVote:
     """1 for answers that agree with the group's majority, 0 for the others (MM-UPT, arXiv
     2505.22453). Abstains on the whole group when the majority's share is below `share`.
 
-    Answers are compared by `voted`, as they are wherever votes are counted.
+    Answers are compared by `voted`, as are those of the test-time vote, of maj@k and of reports.
     """
 
     share: float = 0.5
