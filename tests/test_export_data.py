@@ -44,7 +44,7 @@ from selfloop.recipes.visplay import visplay
 from selfloop.roles import SelfloopError
 from selfloop.running import run
 from selfloop.store import RunFolder
-from selfloop.types import Branch, Group, Pair, Verdict
+from selfloop.types import Branch, Context, Group, Media, Pair, Part, Verdict
 
 datasets = pytest.importorskip("datasets")
 
@@ -446,6 +446,27 @@ def test_answers_that_say_a_mark_are_left_out_and_counted(runs, tmp_path, form, 
     assert made.rows == every - 1
     assert made.left_out["answers that say <image>, <video> or <audio>"] == 1
     assert "<video>" not in (tmp_path / "out" / "train.jsonl").read_text()
+
+
+def test_questions_with_sound_do_not_keep_the_others_from_being_exported(runs, tmp_path):
+    def heard(pair: Pair) -> Pair:
+        def asked(branch: Branch) -> Branch:
+            (first, *rest) = branch.context.prompt
+            spoken = first.model_copy(update={"content": (*first.content, Part(type="audio"))})
+            sound = Media(kind="audio", sha256="c" * 64, meta={"seconds": 1.0})
+            return branch.model_copy(update={"context": Context(
+                prompt=(spoken, *rest), media=(*branch.context.media, sound))})
+        return pair.model_copy(update={"branches": {k: asked(b) for k, b in pair.branches.items()}})
+
+    folder = rewritten(runs, tmp_path / "run", heard)
+    every = len(RunFolder(folder).signals(0, "solver"))
+    for form in ("trl", "ms-swift"):
+        made = export_data(folder, tmp_path / form, form)
+        assert (made.rows, made.left_out["questions with sound"]) == (every - 1, 1)
+    made = export_data(folder, tmp_path / "all", "datasets")
+    assert made.rows == every and list(made.left_out.values()) == [1]
+    (first, *_) = read_signals(tmp_path / "all" / "train.parquet")
+    assert [m.kind for m in first.branches["chosen"].context.media] == ["image", "audio"]
 
 
 def test_kto_rows_of_scores_that_call_no_answer_good_are_refused(runs, tmp_path):

@@ -14,12 +14,13 @@ from selfloop.engines.toy import ToyEngine
 from selfloop.loop import Evaluation, Learn, Loop
 from selfloop.optimize.losses.preference import DPO
 from selfloop.organize.advantages import LeaveOneOut, OnlyBest, PassAtK
+from selfloop.organize.beside import Beside
 from selfloop.organize.chain import Chain
 from selfloop.organize.clear_view import ClearView
 from selfloop.organize.refine.balance import AtMost, Balanced
 from selfloop.organize.refine.best_right import BestRight
 from selfloop.organize.refine.blind import NeedsPicture
-from selfloop.organize.refine.builders import Refine, Select
+from selfloop.organize.refine.builders import Described, Refine, Select
 from selfloop.organize.refine.decontaminate import EvaluationPrints, leaks, prints_of
 from selfloop.organize.refine.degenerate import Degenerate
 from selfloop.organize.refine.duplicates import SameAnswer, SameText
@@ -39,14 +40,20 @@ from selfloop.organize.refine.pools import Pool
 from selfloop.organize.refine.replay import SelectiveReplay
 from selfloop.organize.refine.wording import normal, units, visible
 from selfloop.organize.rewarded import OutcomePairs
-from selfloop.organize.signals import BestWorst, Demonstrate, GroupAdvantage
+from selfloop.organize.signals import (
+    BestWorst,
+    Demonstrate,
+    GroupAdvantage,
+    Privileged,
+    Views,
+)
 from selfloop.organize.verify.rules import yes_no
 from selfloop.organize.verify.vote import MajorityVote
 from selfloop.recipes.csr import csr
-from selfloop.roles import Optim, SelfloopError
+from selfloop.roles import Optim, SelfloopError, call_by_name
 from selfloop.running import run
 from selfloop.store import RunFolder
-from selfloop.types import Group, Message, Sample, Verdict, digest
+from selfloop.types import Group, Media, Message, Sample, Verdict, digest
 from test_refine_more import group, pair, picture, texts_of
 
 # -- pairs ------------------------------------------------------------------------------------
@@ -163,6 +170,24 @@ def test_rows_of_mending_are_of_one_question():
     assert [r.rollouts for r in rows] == [("a0", "a1"), ("a2", "a3")]
     assert [r.branches["target"].context.text.partition("\n")[0] for r in rows] == [
         "what is a ?", "and how many ?"]
+
+
+@pytest.mark.parametrize(("maker", "made"), [
+    (Demonstrate(), 1), (BestWorst(), 1), (BestWorst(corrupted="crop"), 0), (Privileged(), 0),
+    (Views(Demonstrate()), 1), (Described(Demonstrate()), 1), (ClearView(), 0),
+    (Described(Demonstrate(), strict=True), 0), (Beside(GroupAdvantage(), "masked", "answer"), 0),
+    (Beside(GroupAdvantage(), "masked", "answer", keep=True), 2)])
+def test_conversations_are_put_under_no_other_context(maker, made):
+    """A right conversation with an environment ended runs of star, papo, mdpo and sdft."""
+    shown = group([1, 0], ["a", "b"], media=(Media(sha256="a" * 64),),
+                  notes={"description": "two cats"})
+    talked = shown.model_copy(update={"rollouts": tuple(
+        r.model_copy(update={"turns": r.turns * 2}) for r in shown.rollouts)})
+    found = call_by_name(maker, groups=[talked], key="k", answers={shown.sample.id: "a"})
+    assert len(found) == made
+    for signal in found:
+        for branch in signal.branches.values():
+            assert branch.turns == talked.rollouts[0].turns or branch.turns[0].prompt_token_ids
 
 
 @pytest.mark.parametrize(("chosen", "rejected", "kept"), [

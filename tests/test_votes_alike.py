@@ -49,3 +49,13 @@ def test_spelling_changes_no_vote():
 ])
 def test_figures_of_a_vote_are_those_of_plainly_spelled_answers(figures):
     assert figures(SPELLED) == pytest.approx(figures(SAME)) and figures(SAME)
+
+
+def test_what_is_no_answer_has_no_vote():
+    """A description drawn beside four equal answers: they agree wholly."""
+    plain = asked(["a red cat on a mat", "7", "7", "7", "7"])
+    first, *others = plain.rollouts
+    staged = plain.model_copy(update={"rollouts": (
+        first.model_copy(update={"sampling": {"stage": "description"}}), *others)})
+    found = monitors([staged])
+    assert (found["vote_share"], found["entropy"]) == (1, 0) and found["drawn"] == 5

@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from statistics import fmean, stdev
 
 from selfloop.evaluate.answers import Answer, accuracy, maj_at_k, pass_at_k, unjudged
+from selfloop.organize.judging import answers_it
 from selfloop.organize.verify.vote import vote_of
 from selfloop.types import Group, Verdict
 
@@ -66,7 +67,8 @@ def monitors(groups: Sequence[Group], parse: Callable[[str], str | None] = vote_
     judged ones), `mean_tokens`, `tokens_right`, `tokens_wrong`. Of groups: `zero_variance` (share
     whose judged scores are all equal, among those with at least two), `distinct` (different
     parsed answers a rollout), `vote_share` (of the plurality, unparsed answers in the
-    denominator), `entropy` (of parsed answers), `pass@k` for k = 1, 2, 4, ..., and of combined
+    denominator), `entropy` (of parsed answers; a critique or a description, which is no answer, has
+    no vote), `pass@k` for k = 1, 2, 4, ..., and of combined
     verdicts `disagreement` (share of rollouts on whose two sides of 0.5 their judges fall).
     """
     of: dict[str, list[float]] = {name: [] for name in (
@@ -88,8 +90,8 @@ def monitors(groups: Sequence[Group], parse: Callable[[str], str | None] = vote_
         if len(judged) > 1:
             of["zero_variance"].append(max(judged) - min(judged) < 1e-9)
         counts.append((len(judged), sum(s >= 0.5 for s in judged)))
-        if group.rollouts:
-            _spread(of, [parse(r.text) for r in group.rollouts])
+        if said := [parse(r.text) for r in group.rollouts if answers_it(r)]:
+            _spread(of, said)
     return {"drawn": float(len(of["unjudged"])), **_means(of), **_solved(counts)}
 
 

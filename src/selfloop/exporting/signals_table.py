@@ -15,7 +15,8 @@ from selfloop.types import SIGNALS, AnySignal, Media
 
 
 def signal_rows(signals: Iterable[AnySignal], files: PictureFiles) -> Iterator[dict[str, Any]]:
-    """One row a signal; `pictures` of a branch index the row's `images`."""
+    """One row a signal; `pictures` of a branch index the row's `images`. Of sounds the row has
+    what `json` says: their hash and their file."""
     for signal in signals:
         media: list[Media] = []
         branches = []
@@ -25,7 +26,7 @@ def signal_rows(signals: Iterable[AnySignal], files: PictureFiles) -> Iterator[d
                 "tokens": [list(turn.token_ids) for turn in branch.turns],
                 "messages": [{"role": m.role, "content": parts_of(m)}
                              for m in branch.context.prompt],
-                "pictures": [_place(m, media) for m in branch.context.media]})
+                "pictures": [_place(m, media) for m in branch.context.media if m.kind == "image"]})
         advantage = getattr(signal, "advantage", None)
         yield {"kind": signal.kind, "sample": signal.sample, "role": signal.role,
                "weight": signal.weight, "why": signal.why, "rollouts": list(signal.rollouts),

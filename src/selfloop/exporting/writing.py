@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,12 +11,13 @@ from typing import Any
 
 from selfloop.exporting import shapes
 from selfloop.exporting.picture_files import PictureFiles
-from selfloop.exporting.rows import KINDS, Found, Kind, rows_of
+from selfloop.exporting.rows import KINDS, Found, Kind, Row, rows_of
 from selfloop.exporting.signals_table import as_bytes, signal_features, signal_rows
 from selfloop.pictures import Library
 from selfloop.report.facts import gather
 from selfloop.roles import SelfloopError
 from selfloop.store import RunFolder, put_folder, put_json
+from selfloop.types import Branch
 
 FORMATS = ("trl", "ms-swift", "llama-factory", "verl", "datasets")
 _PARQUET = ("trl", "verl", "datasets")
@@ -80,15 +81,22 @@ def export_data(folder: str | Path, out: str | Path, form: str, *, kind: str | N
         _must_learn(run, one, role)
     files = PictureFiles(Library(run.images))
     if form == "datasets":
-        count = sum(len(run.signals(one, role)) for one in steps)
-        made = Exported(out, form, "signals", count, steps[-1], steps, {})
+        count, heard = 0, 0
+        for one in steps:
+            signals = run.signals(one, role)
+            count += len(signals)
+            heard += sum(any(map(sounding, s.branches.values())) for s in signals)
+        made = Exported(out, form, "signals", count, steps[-1], steps,
+                        {"sounds, which json names by their files": heard} if heard else {})
         put_folder(out.absolute(), lambda aside: _finish(aside, made, lambda: _parquet(
             aside, signal_rows((s for one in steps for s in run.signals(one, role)), files),
             signal_features())))
         return made
     found = rows_of(run, steps, role, kind)
+    _leave_out(found, "questions with sound", sounding)
     if form in shapes.MARKING:
-        _leave_out_marks(found)
+        _leave_out(found, "answers that say <image>, <video> or <audio>", lambda row: any(
+            map(shapes.marker_in, (row.answer, row.rejected))))
     if not found.rows:
         raise SelfloopError(f"{run.step(steps[-1])}: there is nothing to write as {found.kind} "
                             f"rows{''.join(f' ({note})' for note in found.notes)}: give another "
@@ -100,13 +108,16 @@ def export_data(folder: str | Path, out: str | Path, form: str, *, kind: str | N
     return made
 
 
-def _leave_out_marks(found: Found) -> None:
-    """Without the rows whose answers say what marks a picture's place: models write that, too."""
-    kept = [row for row in found.rows
-            if not shapes.marker_in(row.answer) and not shapes.marker_in(row.rejected)]
+def sounding(shown: Row | Branch) -> bool:
+    """Whether what is asked has anything but pictures, which no row can hold."""
+    return any(medium.kind != "image" for medium in shown.context.media)
+
+
+def _leave_out(found: Found, what: str, cannot: Callable[[Row], bool]) -> None:
+    """Without the rows that the format cannot carry: models write <image>, too."""
+    kept = [row for row in found.rows if not cannot(row)]
     if len(kept) < len(found.rows):
-        found.left_out["answers that say <image>, <video> or <audio>"] = \
-            len(found.rows) - len(kept)
+        found.left_out[what] = len(found.rows) - len(kept)
         found.rows = kept
 
 

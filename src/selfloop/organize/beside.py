@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from selfloop.organize.refine.filters import converses
 from selfloop.organize.signals import HERE, elsewhere
 from selfloop.roles import SelfloopError, call_by_name
 from selfloop.types import AnySignal, Group
@@ -17,7 +18,8 @@ class Beside:
 
     PAPO's `masked` beside `answer`, V-DPO's `chosen_blind` beside `chosen`, mDPO's and POVID's
     `corrupted`. The answer's tokens and their temperature stay; only the pictures differ. Signals
-    without pictures are left out, since there the two branches would be one; `keep` passes them
+    without pictures are left out, since there the two branches would be one, and so are
+    conversations, whose later turns a changed picture does not fit; `keep` passes them
     on as they are, for a mixture whose other losses read them.
     """
 
@@ -38,7 +40,8 @@ class Beside:
         """The maker's signals, those that have pictures with one more branch. Raises
         SelfloopError where a signal has no branch `of`."""
         made: list[AnySignal] = call_by_name(self.maker, groups=groups, key=key, **gold)
-        seen = [self.of not in s.branches or bool(s.branches[self.of].context.media) for s in made]
+        seen = [self.of not in s.branches or (bool(s.branches[self.of].context.media)
+                                              and not converses(s.branches[self.of])) for s in made]
         return [self._with(s, f"{key}/{i}") if looks else s
                 for i, (s, looks) in enumerate(zip(made, seen, strict=True)) if looks or self.keep]
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from selfloop.organize.refine.filters import converses
 from selfloop.organize.signals import HERE, clean, trained_on
 from selfloop.types import AnySignal, Branch, Distill, Group, Verdict
 
@@ -19,7 +20,7 @@ class ClearView:
     through `op`. The tokens were drawn under the clean pictures, so a divergence over next-token
     distributions (losses.distill.TopK) fits, and a policy gradient on drawn tokens does not.
     In the line of SDFT (arXiv 2601.19897), whose privilege is a demonstration in the prompt.
-    Samples without pictures are left out: both would see the same.
+    Samples without pictures are left out: both would see the same; so are conversations.
     """
 
     at_least: float | None = 0.5
@@ -38,7 +39,8 @@ class ClearView:
                     zip(group.rollouts, verdicts, strict=True)):
                 kept = self.at_least is None or (
                     verdict.score is not None and verdict.score >= self.at_least)
-                if not kept or rollout.text in told or not rollout.context.media:
+                if not kept or rollout.text in told or not rollout.context.media \
+                        or converses(rollout):
                     continue
                 told.add(rollout.text)
                 teacher = trained_on(rollout, as_drawn=False)

@@ -134,10 +134,14 @@ def judge(verifier: Verifier | None, groups: Sequence[Group], doors: Doors) -> J
     return Judged([_whole(g, found) for g, found in zip(groups, judged, strict=True)])
 
 
+def answers_it(rollout: Rollout, stages: Collection[str] = ANSWERS) -> bool:
+    """Whether it is an answer to the sample, and not another stage of drawing one."""
+    return rollout.sampling.get("stage") is None or str(rollout.sampling["stage"]) in stages
+
+
 def _shown(group: Group, stages: Collection[str], gold_read: bool) -> Group:
     """The group with those rollouts alone that are to be judged."""
-    kept = tuple(r for r in group.rollouts
-                 if (r.sampling.get("stage") is None or str(r.sampling["stage"]) in stages)
+    kept = tuple(r for r in group.rollouts if answers_it(r, stages)
                  and not (gold_read and of_another(r, group.sample)))
     return group if len(kept) == len(group.rollouts) else group.model_copy(
         update={"rollouts": kept, "verdicts": ()})

@@ -12,7 +12,7 @@ from statistics import fmean, pstdev
 from typing import Any, ClassVar
 
 from selfloop import keys
-from selfloop.organize.refine.filters import by_what_was_asked, not_below
+from selfloop.organize.refine.filters import by_what_was_asked, converses, not_below
 from selfloop.organize.refine.wording import visible
 from selfloop.types import (
     Advantage,
@@ -39,7 +39,7 @@ def clean(context: Context) -> Context:
 
 def says(rollout: Rollout) -> bool:
     """Whether there is anything to imitate: text, or several turns with an environment."""
-    return len(rollout.turns) > 1 or bool(visible(rollout.text))
+    return converses(rollout) or bool(visible(rollout.text))
 
 
 def says_more(chosen: Rollout, rejected: Rollout) -> bool:
@@ -135,7 +135,8 @@ class BestWorst:
             ranked = sorted(mixed, key=lambda rs: -rs[1])
             for best, worst in list(zip(ranked, reversed(ranked), strict=True))[:self.per_sample]:
                 apart = best[1] - worst[1]
-                if apart > EDGE and apart >= self.gap - EDGE and says_more(best[0], worst[0]):
+                if apart > EDGE and apart >= self.gap - EDGE and says_more(best[0], worst[0]) \
+                        and not (self.corrupted and converses(best[0])):
                     made.append(self._pair(group, best[0], worst[0], apart, key))
         return made
 
@@ -242,7 +243,7 @@ class Privileged:
             made += [Distill(
                 branches={"student": Branch.drawn(r), "teacher": elsewhere(told, Branch.drawn(r))},
                 sample=group.sample.id, rollouts=(r.id,), role=r.role, why="privileged answer",
-            ) for r in group.rollouts]
+            ) for r in group.rollouts if not converses(r)]
         return made
 
 
@@ -260,7 +261,8 @@ class Views:
 
     The label-preserving augmentation of supervised training, for any maker of signals: every
     branch of a copy sees its pictures through the same operation. Branches must be re-rendered,
-    so drawn log-probs no longer apply and the learner computes its own.
+    so drawn log-probs no longer apply and the learner computes its own. Conversations stay as they
+    were seen.
     """
 
     maker: Any
@@ -282,6 +284,8 @@ class Views:
                 for copy in range(self.copies) for i, signal in enumerate(made)]
 
     def _seen(self, signal: AnySignal, key: str) -> AnySignal:
+        if any(map(converses, signal.branches.values())):
+            return signal
         branches = {
             name: Branch(
                 context=b.context.seen_as(tuple(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from selfloop import keys
-from selfloop.organize.refine.filters import by_what_was_asked, not_below
+from selfloop.organize.refine.filters import by_what_was_asked, converses, not_below
 from selfloop.organize.signals import HERE, clean, says
 from selfloop.roles import SelfloopError
 from selfloop.types import AnySignal, Branch, Context, Demonstration, Group, Message, Part, Rollout
@@ -123,9 +123,9 @@ class Described:
     """Put the model's own description of the picture before the question of every branch (F16).
 
     Reads `annotations["description"]`, which a verifier stored, or else the first rollout with
-    `sampling["stage"] == "description"` (the sampler `Describe`); signals of samples without one
-    stay as they are, or are left out with `strict`. STIC (arXiv 2405.19716, stage 2). Branches
-    are rendered anew, so drawn log-probs no longer apply.
+    `sampling["stage"] == "description"` (the sampler `Describe`); signals of samples without one,
+    and conversations of several turns, stay as they are, or are left out with `strict`. STIC (arXiv
+    2405.19716, stage 2). Branches are rendered anew, so drawn log-probs no longer apply.
     """
 
     maker: Any
@@ -143,8 +143,9 @@ class Described:
 
         told = {g.sample.id: d for g in groups if (d := _description(g))}
         made: list[AnySignal] = call_by_name(self.maker, groups=groups, key=key, **gold)
-        return [self._described(s, told[s.sample]) if s.sample in told else s for s in made
-                if s.sample in told or not self.strict]
+        able = [s.sample in told and not any(map(converses, s.branches.values())) for s in made]
+        return [self._described(s, told[s.sample]) if can else s
+                for s, can in zip(made, able, strict=True) if can or not self.strict]
 
     def _described(self, signal: AnySignal, description: str) -> AnySignal:
         text = self.prefix.replace("{description}", description.strip())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from selfloop.roles import SelfloopError
-from selfloop.types import Group, Rollout
+from selfloop.types import Branch, Group, Rollout
 
 
 def not_below(part: object, **least: tuple[float, float]) -> None:
@@ -120,6 +120,12 @@ class Apart:
         return [only(g, [noted_alike(r, self.notes) == part for r in g.rollouts])
                 for g in groups
                 for part in dict.fromkeys(noted_alike(r, self.notes) for r in g.rollouts)]
+
+
+def converses(answer: Rollout | Branch) -> bool:
+    """Whether it took several turns. Such an answer cannot be put under another context: what an
+    environment said in between would be lost."""
+    return len(answer.turns) > 1
 
 
 def by_what_was_asked(group: Group, key: str) -> list[tuple[Group, str]]:

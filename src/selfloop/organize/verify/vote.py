@@ -41,10 +41,11 @@ class MajorityVote:
     """1 for answers that agree with the group's majority, 0 for the others (MM-UPT, arXiv
     2505.22453). Abstains on all of them when the majority's share is below `share`.
 
-    Answers are compared by `vote_of`, those to each question of a group (`sampling["question"]`)
-    among themselves. Among answers that share the lead there is no majority, and it abstains;
-    `ties="first"` takes the one that came first, as MM-UPT's and TTRL's released code does: a coin
-    flip, whose pseudo-label is no better than any of its answers.
+    Answers are compared by `vote_of`, as are those of the test-time vote, of maj@k and of reports,
+    those to each question of a group (`sampling["question"]`) among themselves. Among answers that
+    share the lead there is no majority, and it abstains; `ties="first"` takes the one that came
+    first, as published (TTRL, arXiv 2504.16084, listing): a coin flip, whose pseudo-label is no
+    better than any of its answers.
     """
 
     share: float = 0.5
