@@ -24,9 +24,13 @@ from selfloop.collect.tools import PictureTool
 from selfloop.composing import _shipped, part_named
 from selfloop.config import build_loop, load_config, load_data
 from selfloop.loop import Loop
-from selfloop.organize.refine.filters import AccuracyBand, HardToFind
+from selfloop.organize.advantages import Marked
+from selfloop.organize.chain import Chain
+from selfloop.organize.refine.filters import AccuracyBand, Finished, HardToFind
 from selfloop.organize.refine.pair_filters import LengthBalance
 from selfloop.organize.refine.pairs import Margin, Pairs
+from selfloop.organize.refine.replay import SelectiveReplay
+from selfloop.organize.signals import Demonstrate, GroupAdvantage
 from selfloop.organize.verify.combine import AllOf, Weighted
 from selfloop.organize.verify.format import Pattern
 from selfloop.organize.verify.length import Brief, LengthWindow
@@ -377,6 +381,35 @@ def test_an_option_of_a_method_may_be_a_part(tmp_path, form, found):
     except SelfloopError as error:
         said = str(error)
     assert found in said and "\n" not in said
+
+
+def test_replay_wraps_the_chain(tmp_path):
+    replay = {"use": "SelectiveReplay", "alpha": 2}
+    loop = built(tmp_path, "grpo", options={}, organize={"around": replay, "steps": ["Finished"]})
+    assert chain(loop) == SelectiveReplay(Chain((Finished(),), GroupAdvantage()), alpha=2.0)
+    own = chain(built(tmp_path, "vl_rethinker", options={}))
+    more = chain(built(tmp_path, "vl_rethinker", options={}, organize={"steps": ["Finished"]}))
+    assert more == SelectiveReplay(Chain((Finished(),), own.organizer.maker), own.alpha)
+    other = chain(built(tmp_path, "vl_rethinker", options={}, organize={"around": replay}))
+    assert other == SelectiveReplay(own.organizer, alpha=2.0)
+
+
+def test_what_is_no_maker_or_no_step_is_refused(tmp_path):
+    """Else the first step collects, and fails when it is organized."""
+    for organize, said in (
+            ({"maker": {"use": "SelectiveReplay", "organizer": {
+                "use": "Chain", "maker": "GroupAdvantage"}}}, "asks for 'state', which a maker is"),
+            ({"steps": ["Demonstrate"]}, "step .*Demonstrate makes signals: give it as the maker"),
+            ({"steps": ["exact"]}, "step .*exact asks for 'rollout', which a step is never given")):
+        with pytest.raises(SelfloopError, match=said):
+            built(tmp_path, "grpo", options={}, organize=organize)
+
+
+def test_makers_that_are_named_alone_are_built(tmp_path):
+    maker = {"use": "selfloop.organize.advantages:Together", "makers": ["GroupAdvantage", {
+        "use": "Marked", "maker": "Demonstrate", "mark": "rethought"}]}
+    made = chain(built(tmp_path, "grpo", options={}, organize={"maker": maker})).maker
+    assert made.makers == (GroupAdvantage(), Marked(Demonstrate(), "rethought"))
 
 
 # -- the pool of training pictures ----------------------------------------------------------------

@@ -45,7 +45,8 @@ def composed(loop: Loop, config: RunConfig) -> Loop:
 
     `sampler` and `reward` (the verifier of training answers; `verifier` stays the metric) stand
     in for the method's. `organize` changes the solver's chain: its `steps` come after the
-    method's own, its `maker` and `wave` replace them. `evaluation` changes how dev is answered.
+    method's own, its `maker` and `wave` replace them, `around` wraps it. `evaluation` changes how
+    dev is answered.
 
     Raises SelfloopError naming the key, the part and the option.
     """
@@ -62,9 +63,14 @@ def composed(loop: Loop, config: RunConfig) -> Loop:
     if config.reward is not None:
         changed["verifier"] = part("reward", config.reward)
     how = config.organize
-    if said := {name: part(f"organize.{name}", value) for name in ("steps", "maker", "wave")
-                if (value := getattr(how, name)) is not None}:
-        changed["learn"] = {**loop.learn, _ROLE: _organized(loop, said)}
+    said = {name: part(f"organize.{name}", value) for name in ("steps", "maker", "wave")
+            if (value := getattr(how, name)) is not None}
+    if said or how.around is not None:
+        learn, chain = _organized(loop, said)
+        if how.around is not None:
+            learn = replace(learn, organizer=part("organize.around", {
+                **how.around, "organizer": chain}))
+        changed["learn"] = {**loop.learn, _ROLE: learn}
         if how.wave:
             changed["max_waves"] = max(2, loop.max_waves)
     dev = config.evaluation.model_dump(exclude_none=True)
@@ -77,13 +83,18 @@ def composed(loop: Loop, config: RunConfig) -> Loop:
     return replace(loop, **changed) if changed else loop
 
 
-def _organized(loop: Loop, said: dict[str, Any]) -> Learn:
+def _organized(loop: Loop, said: dict[str, Any]) -> tuple[Learn, Chain]:
+    """How the solver learns with the chain changed, which may be wrapped by another organizer
+    (SelectiveReplay); and the chain itself."""
     learn = loop.learn.get(_ROLE)
-    if learn is None or not isinstance(learn.organizer, Chain):
+    outer = learn.organizer if learn else None
+    inner = outer if isinstance(outer, Chain) else getattr(outer, "organizer", None)
+    if learn is None or not isinstance(inner, Chain):
         raise SelfloopError(f"organize: {loop.name} has no chain of steps for its {_ROLE}; take "
                             "the key out, or write the method as a function (docs/recipes.md)")
-    steps = (*learn.organizer.steps, *said.pop("steps", ()))
-    return replace(learn, organizer=replace(learn.organizer, steps=steps, **said))
+    chain = replace(inner, **{**said, "steps": (*inner.steps, *said.get("steps", ()))})
+    whole: Any = chain if inner is outer else replace(outer, organizer=chain)  # type: ignore[type-var]
+    return replace(learn, organizer=whole), chain
 
 
 # -- building -------------------------------------------------------------------------------------

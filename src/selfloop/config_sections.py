@@ -48,6 +48,8 @@ class OrganizeConfig(ConfigPart):
     """Refinement after the method's own steps."""
     maker: Part | None = None
     """What makes signals of the groups, in place of the method's."""
+    around: Part | None = None
+    """What wraps the chain, which it is given as `organizer`: {use: SelectiveReplay}."""
     wave: int | None = Field(None, ge=0)
     """Draw further problems until so many groups have answers that differ in their scores."""
 

@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from selfloop.roles import Organized, SelfloopError, call_by_name
+from selfloop.roles import Organized, SelfloopError, call_by_name, check_call, name_of
 from selfloop.types import AnySignal, Group
+
+GOLD = ("answers", "rationales")
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,12 @@ class Chain:
     def __post_init__(self) -> None:
         if self.maker is None:
             raise SelfloopError("Chain needs maker=: what makes signals of the groups")
+        for step in self.steps:
+            check_call("step", step, ("groups", "state", "key", *GOLD))
+            if hasattr(step, "makes"):
+                raise SelfloopError(f"step {name_of(step)} makes signals: give it as the maker, of "
+                                    "which there is one, and steps before it")
+        check_call("maker", self.maker, ("groups", "key", *GOLD))
 
     @property
     def makes(self) -> tuple[AnySignal, ...]:
