@@ -279,7 +279,7 @@ EVERY: dict[str, dict[str, object]] = {
     "RefinedContext": {"n": 1, "rounds": 2, "max_new_tokens": 4},
     "RelatedQuestions": {"questions": 2, "views": 1, "n": 2, "max_new_tokens": 4},
     "Resumed": SHORT,
-    "Rethink": SHORT,
+    "Rethink": {**SHORT, "share": 0.5, "triggers": ["= 1"]},
     "SelectAmong": {**SHORT, "votes": 1},
     "SentenceTree": {"width": 2, "depth": 2, "sentence_tokens": 3},
     "SpyGame": {"players": 3, "rounds": 1, "clue_tokens": 3, "vote_tokens": 3},
