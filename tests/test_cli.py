@@ -280,6 +280,8 @@ EVENTS = [
     ("update", {"step": 0, "role": "solver", "done": 3, "of": 6}),
     ("learned", {"step": 0, "seconds": 2.0, "metrics": {
         "solver": {"updates": 6.0, "nll": 0.25, "tokens_read": 10.0}}}),
+    ("gathered", {"step": 1, "seconds": 4.0, "counts": {
+        "problems": 2, "drawn": 6, "right": 0, "unjudged": 6, "signals_solver": 3}}),
     ("decided", {"iteration": 0, "action": "hold", "why": "held: 50 -> 51", "greedy": 0.51}),
     ("learned", {"step": 1, "seconds": 2.0, "metrics": {"solver": {"updates": 0.0}}}),
     ("stopped", {"why": "the budget of 5 s is spent", "step": 1, "iterations": 1}),
@@ -308,6 +310,7 @@ def test_progress_in_words() -> None:
                      "about 6.0 s left", "nothing to learn from", "same command goes on",
                      "nothing was promoted"):
             assert part in text, part
+        assert text.count("% right,") == 2, "of answers that nobody judged, none is called wrong"
 
 
 def test_a_sink_gets_every_figure(monkeypatch: pytest.MonkeyPatch) -> None:

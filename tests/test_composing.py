@@ -26,7 +26,7 @@ from selfloop.config import build_loop, load_config, load_data
 from selfloop.data import load
 from selfloop.judging_costs import unplayed
 from selfloop.loop import Loop
-from selfloop.organize.advantages import LeaveOneOut
+from selfloop.organize.advantages import LeaveOneOut, Marked
 from selfloop.organize.chain import Chain
 from selfloop.organize.refine.builders import Refine
 from selfloop.organize.refine.degenerate import Degenerate
@@ -376,7 +376,7 @@ EVERY: dict[str, dict[str, object]] = {
     "RefinedContext": {"n": 1, "rounds": 2, "max_new_tokens": 4},
     "RelatedQuestions": {"questions": 2, "views": 1, "n": 2, "max_new_tokens": 4},
     "Resumed": SHORT,
-    "Rethink": SHORT,
+    "Rethink": {**SHORT, "share": 0.5, "triggers": ["= 1"]},
     "SelectAmong": {**SHORT, "votes": 1},
     "SentenceTree": {"width": 2, "depth": 2, "sentence_tokens": 3},
     "SpyGame": {"players": 3, "rounds": 1, "clue_tokens": 3, "vote_tokens": 3},
@@ -479,6 +479,13 @@ def test_an_option_of_a_method_may_be_a_part(tmp_path, form, found):
     except SelfloopError as error:
         said = str(error)
     assert found in said and "\n" not in said
+
+
+def test_makers_that_are_named_alone_are_built(tmp_path):
+    maker = {"use": "selfloop.organize.advantages:Together", "makers": ["GroupAdvantage", {
+        "use": "Marked", "maker": "Demonstrate", "mark": "rethought"}]}
+    made = chain(built(tmp_path, "grpo", options={}, organize={"maker": maker})).maker
+    assert made.makers == (GroupAdvantage(), Marked(Demonstrate(), "rethought"))
 
 
 # -- the pool of training pictures ----------------------------------------------------------------

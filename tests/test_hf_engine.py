@@ -11,6 +11,7 @@ import torch
 import transformers as tf
 
 from hf_models import FAMILIES, asked, open_picture, picture
+from selfloop.collect.unsayable import Unsayable
 from selfloop.engines.hf import HFEngine, LoRA
 from selfloop.engines.hf_decode import _Text
 from selfloop.engines.picking import filtered, pick
@@ -87,6 +88,13 @@ def test_what_is_suppressed_and_what_stays_allowed(engines: dict[str, HFEngine])
 def test_an_answer_text_may_not_hold_a_placeholder(engine: HFEngine) -> None:
     with pytest.raises(SelfloopError, match="<image"):
         engine.encode("one <image_soft_token> <image> two")
+
+
+def test_an_answer_cannot_begin_with_its_own_end(engine: HFEngine) -> None:
+    """A path through a tree may have spelled it; what is drawn behind it belongs to no answer."""
+    end = engine.processor.tokenizer.convert_ids_to_tokens(min(engine.prompts.chat.ends))
+    with pytest.raises(Unsayable, match="it ends the turn"):
+        engine.forced(f"one {end} two")
 
 
 # -- drawing ----------------------------------------------------------------------------------

@@ -176,6 +176,18 @@ def test_a_video_given_as_pictures_is_one_video(tmp_path):
         assert all(one in others for one in drawn) and all(one in drawn for one in others)
 
 
+def test_frames_are_shuffled_among_themselves():
+    """A picture beside a video keeps its place, and no frame goes over to another video."""
+    still, one, other = (picture(9),), frames(1, (0, 1, 2, 3)), frames(2, (0, 1))
+    for i in range(20):
+        made = reordered((*still, *one, *other), 1, f"k{i}")
+        assert made[0] == still[0] and made[5:] == other[::-1]
+        assert set(map(str, made[1:5])) == set(map(str, one)) and made[1:5] != one
+    apart = tuple(picture(i) for i in range(3))
+    assert sorted(map(str, reordered(apart, 1, "k"))) == sorted(map(str, apart)) != list(
+        map(str, reordered(apart, 1, "k")))
+
+
 def test_each_frame_is_looked_up_by_itself_and_not_by_its_file():
     own, others = frames(1, (0, 1)), (picture(8), picture(9))
     # The second frame looks like picture 8, the first like picture 9.

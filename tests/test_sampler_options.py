@@ -103,6 +103,8 @@ def test_samplers_that_would_draw_nothing_are_refused(sampler, n):
     (lambda: Resumed(kept=1.5), r"Resumed\(kept=1.5\): expected a share"),
     (lambda: FromGold(kept=-1), r"FromGold\(kept=-1\): expected a share"),
     (lambda: Rethink(share=2), r"Rethink\(share=2\): expected a share"),
+    (lambda: Rethink(n=2, share=0.25), "none of 2 answers would be gone on with"),
+    (lambda: Independent(n=8, views=0.05), "none of 8 draws would see a changed picture"),
     (lambda: Rethink(triggers=()), "give one trigger at least"),
     (lambda: SpyGame(severity=0), "or the spy sees what the others do"),
     (lambda: SpyGame(severity=2), "at most 1"),

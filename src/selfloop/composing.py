@@ -50,7 +50,8 @@ def composed(loop: Loop, config: RunConfig) -> Loop:
 
     `sampler` and `reward` (the verifier of training answers; `verifier` stays the metric) stand
     in for the method's. `organize` changes the solver's chain: its `steps` come after the
-    method's own, its `maker` and `wave` replace them. `evaluation` changes how dev is answered.
+    method's own, its `maker` and `wave` replace them. `evaluation` changes how dev
+    is answered.
 
     Raises SelfloopError naming the key, the part and the option.
     """
@@ -69,8 +70,9 @@ def composed(loop: Loop, config: RunConfig) -> Loop:
     if config.reward is not None:
         changed["verifier"] = part("reward", config.reward)
     how = config.organize
-    if said := {name: part(f"organize.{name}", value) for name in ("steps", "maker", "wave")
-                if (value := getattr(how, name)) is not None}:
+    said = {name: part(f"organize.{name}", value) for name in ("steps", "maker", "wave")
+            if (value := getattr(how, name)) is not None}
+    if said:
         changed["learn"] = {**loop.learn, _ROLE: _organized(loop, said)}
         if how.wave:
             changed["max_waves"] = _waves(loop, how.wave)

@@ -130,10 +130,12 @@ class Shown:
         signals = sum(n for name, n in counts.items() if name.startswith("signals_"))
         rate = counts.get("problems", 0) / max(1e-6, took)
         if drawn:
-            about = f"{drawn} answers to {counts['problems']} problems, {100 * right / drawn:.0f} %"
-            about += " right, "
-            if counts.get("unjudged"):
-                about += f"{100 * counts['unjudged'] / drawn:.0f} % unjudged, "
+            unjudged = counts.get("unjudged", 0)
+            about = f"{drawn} answers to {counts['problems']} problems, "
+            if unjudged < drawn:  # where nobody judges, none is known to be wrong
+                about += f"{100 * right / drawn:.0f} % right, "
+            if unjudged:
+                about += f"{100 * unjudged / drawn:.0f} % unjudged, "
         else:
             about = ""
         self.say(f"step {facts['step'] + 1}: {about}{signals} signals "

@@ -148,6 +148,9 @@ class Rethink:
     def __post_init__(self) -> None:
         at_least_one(self, "n")
         _refuse_share(self, "share", self.share)
+        if self.share and not round(self.share * self.n):
+            raise SelfloopError(f"Rethink(n={self.n}, share={self.share}): none of {self.n} "
+                                "answers would be gone on with; raise n or share")
         if not self.triggers:
             raise SelfloopError("Rethink(triggers=()): give one trigger at least")
 

@@ -35,6 +35,9 @@ class Independent:
         refuse_operation(self, self.op, self.severity)
         if not 0 <= self.views <= 1:
             raise SelfloopError(f"Independent(views={self.views}): expected a share from 0 to 1")
+        if self.views and not round(self.n * self.views):
+            raise SelfloopError(f"Independent(n={self.n}, views={self.views}): none of {self.n} "
+                                "draws would see a changed picture; raise n or views")
 
     async def __call__(self, generate: Generate, sample: Sample, key: str,
                        guidance: Mapping[str, Any] | None = None) -> list[Rollout]:

@@ -196,14 +196,24 @@ def near_other(media: Sequence[Media], pool: Pool, severity: float) -> Pictures:
 def reordered(media: Sequence[Media], severity: float, key: str) -> Pictures:
     """A `severity` share of the pictures (or frames) moved, each to the place of the next moved.
 
-    One alone cannot move, so that any severity above 0 moves at least two. Video-R1 compares
-    answers on ordered and shuffled frames (arXiv 2503.21776). Raises SelfloopError for fewer than
-    two pictures.
+    Frames of a video, and pages of a document, change places among themselves; pictures of files of
+    their own only where no file has several. One alone cannot move, so that any severity above 0
+    moves at least two. Video-R1 compares answers on ordered and shuffled frames (arXiv 2503.21776).
+    Raises SelfloopError for fewer than two pictures.
     """
     if len(media) < 2:
         raise SelfloopError(f"shuffle needs several pictures in one sample; this has {len(media)}")
-    count = max(2, round(severity * len(media))) if severity > 0 else 0
-    moved = keys.shuffled(len(media), key)[:count]
+    stretches = clips(media)
+    if len(stretches) == 1 or all(len(clip) == 1 for clip in stretches):
+        return _moved(media, severity, key)
+    return tuple(m for i, clip in enumerate(stretches)
+                 for m in _moved(clip, severity, f"{key}/{i}"))
+
+
+def _moved(media: Sequence[Media], severity: float, key: str) -> Pictures:
+    if len(media) < 2 or severity == 0:
+        return tuple(media)
+    moved = keys.shuffled(len(media), key)[:max(2, round(severity * len(media)))]
     found = list(media)
     for place, source in zip(moved, moved[1:] + moved[:1], strict=True):
         found[place] = media[source]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from selfloop.collect.unsayable import Unsayable
 from selfloop.engines.chat import Chat
@@ -11,9 +11,11 @@ from selfloop.roles import Request
 from selfloop.types import Turn
 
 
-def sayable(text: str, ids: tuple[int, ...], never: Mapping[int, str], chat: Chat
-            ) -> tuple[int, ...]:
-    """`ids`, which a text was encoded to. Raises Unsayable where one may never be drawn."""
+def sayable(text: str, ids: tuple[int, ...], never: Mapping[int, str], chat: Chat,
+            ends: Collection[int] = ()) -> tuple[int, ...]:
+    """`ids`, which a text was encoded to. Raises Unsayable where one may never be drawn, or is one
+    of `ends`: what is drawn behind the end of its turn is no part of an answer."""
+    never = {**never, **dict.fromkeys(ends, "it ends the turn")} if ends else never
     bad = next((t for t in ids if t in never), None)
     if bad is not None:
         name = chat.tokenizer.convert_ids_to_tokens(bad)

@@ -121,9 +121,9 @@ class HFEngine(Attempting, Learner):
         return sayable(text, self.prompts.chat.encode(text), self.never, self.prompts.chat)
 
     def forced(self, prefix: str) -> tuple[int, ...]:
-        """Ids of the text that an answer begins with. Raises Unsayable."""
+        """Ids of the text that an answer begins with. Raises Unsayable, also for an end within."""
         ids = self.prompts.chat.encode(prefix, closed=False) if prefix else ()
-        return sayable(prefix, ids, self.never, self.prompts.chat)
+        return sayable(prefix, ids, self.never, self.prompts.chat, self.prompts.chat.ends)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Drawn tokens as text, without special tokens."""

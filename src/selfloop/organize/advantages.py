@@ -185,7 +185,7 @@ class Together:
     """Several makers over the same groups: the signals of all (GRPO beside SFT on right rethinks,
     VL-Rethinker, arXiv 2504.08837)."""
 
-    makers: tuple[Any, ...]
+    makers: tuple[Callable[..., list[AnySignal]], ...]
 
     def __post_init__(self) -> None:
         if not self.makers:
