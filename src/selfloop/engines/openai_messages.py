@@ -180,8 +180,6 @@ def reply_of(answer: Any) -> Reply:
         text = message.get("refusal") or ""
     if not isinstance(text, str):
         raise ValueError(f"the answer's content is {type(text).__name__}, not text")
-    # Half of a surrogate pair, which a server that cuts may leave, cannot be written to a file.
-    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if reason not in ("stop", "length"):
         raise Refused(f"the answer ended with finish_reason {str(reason)[:40]!r}")
     usage = answer.get("usage") if isinstance(answer.get("usage"), dict) else {}
@@ -193,8 +191,9 @@ def reply_of(answer: Any) -> Reply:
 
 
 def _whole(text: str) -> str:
-    """The text with half a surrogate pair, which is valid JSON and no text, as "?"."""
-    return text.encode("utf-8", "replace").decode()
+    """The text with half a surrogate pair, which is valid JSON and which a server that cuts may
+    leave, as U+FFFD: it cannot be written to a file."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _count(usage: Any, name: str) -> int | None:
