@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from PIL import Image
 
+from scripted import Scripted
 from selfloop.auditing.audit import audit
 from selfloop.calling import asks_a_model
 from selfloop.doors import Doors
@@ -13,7 +16,7 @@ from selfloop.organize.judging import SET_ASIDE, judge
 from selfloop.organize.refine.annotate import WithBlindAnswers, WithDescription, WithHashes
 from selfloop.organize.refine.blind import NeedsPicture
 from selfloop.organize.verify.combine import AllOf, Weighted
-from selfloop.organize.verify.judges import PointwiseJudge
+from selfloop.organize.verify.judges import PairwiseJudge, PointwiseJudge
 from selfloop.organize.verify.rules import exact
 from selfloop.organize.verify.vote import MajorityVote
 from selfloop.pictures import read
@@ -35,6 +38,7 @@ def said(text: str, **notes: object) -> Rollout:
     ({"proposed": "6"}, None),
     ({"proposal": "x", "question": "how many ?"}, None),
     ({"program": "6"}, None), ({"constructed": 6, "proposal": "x"}, None),
+    ({"conceived": None}, None), ({"drawing": "x", "proposal": "x"}, None),
     ({"phase": "clue"}, None),
 ])
 def test_gold_judges_answers_to_its_own_question_alone(notes, score):
@@ -49,6 +53,38 @@ def test_what_reads_no_gold_value_still_sees_every_question():
         said("6", question="what is the largest ?", draw=i) for i in range(3)))
     judged = judge(MajorityVote(), [group], Doors({}, 0, "t")).groups[0]
     assert [v.score for v in judged.verdicts] == [1.0] * 3
+
+
+def lenient(request, draw):
+    """A judge that likes the first of two answers, or gives ten points."""
+    what, mark = re.findall(r"^(better|score) (.+): N$", request.context.text, re.M)[-1]
+    return f"{what} {mark}: {1 if what == 'better' else 10}"
+
+
+def test_a_judge_is_shown_the_question_that_was_answered():
+    """Not the sample's own, where a sampler asked others about the same picture."""
+    group = Group(sample=ASKED, rollouts=(
+        said("6"), said("4", question="what is the largest ?"), said("2", question="how many ?")))
+    engine = Scripted(lenient)
+    judged = judge(PointwiseJudge(), [group], Doors({"judge": engine}, 0, "t")).groups[0]
+    assert [v.score for v in judged.verdicts] == [1.0] * 3
+    for text, own in zip(_texts(engine), ("the sum", "the largest", "how many"), strict=True):
+        assert [q for q in ("the sum", "the largest", "how many") if q in text] == [own]
+
+
+def test_answers_to_different_questions_are_not_compared():
+    largest = {"question": "what is the largest ?"}
+    group = Group(sample=ASKED, rollouts=(
+        said("6"), said("4", **largest), said("7"), said("5", **largest)))
+    engine = Scripted(lenient)
+    judged = judge(PairwiseJudge(average=True), [group], Doors({"judge": engine}, 0, "t")).groups[0]
+    assert [v.parts["comparisons"] for v in judged.verdicts] == [1.0] * 4
+    assert len(engine.asked) == 4
+    assert ["the largest" in text for text in _texts(engine)] == [False, False, True, True]
+
+
+def _texts(engine: Scripted) -> list[str]:
+    return [request.context.text for request in engine.asked]
 
 
 # -- annotations ----------------------------------------------------------------------------------

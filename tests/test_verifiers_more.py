@@ -551,7 +551,7 @@ def always_first(text: str) -> str:
 
 @pytest.mark.parametrize(("words", "scores"), [
     (("7", "8"), [1, 0]), (("8", "7"), [0, 1]), (("7a", "7b"), [0.5, 0.5]),
-    (("7", "7"), [0.5, 0.5]),
+    (("7", "7"), [None, None]), (("7", "7", "8"), [0.75, 0.75, 0]),
     (("7", "8", "9"), [1, 0.25, 0.25]), (("7",), [None]),
 ])
 def test_pairwise_judge(words, scores):
@@ -560,6 +560,7 @@ def test_pairwise_judge(words, scores):
 
 def test_a_judge_that_goes_by_position_decides_nothing():
     assert [v.score for v in duel(PairwiseJudge(), always_first, "7", "8")[1]] == [None, None]
+    assert [v.score for v in duel(PairwiseJudge(), always_first, "7", "7", "8")[1]] == [None] * 3
     averaged = duel(PairwiseJudge(average=True), always_first, "7", "8")[1]
     assert [v.score for v in averaged] == [0.5, 0.5]
     unread = duel(PairwiseJudge(average=True), lambda text: "the first", "7", "8")[1]

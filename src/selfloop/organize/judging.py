@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from selfloop.calling import SelfloopError, compares
-from selfloop.doors import Doors
+from selfloop.doors import Doors, asking
 from selfloop.roles import (
     Generate,
     Verifier,
@@ -28,9 +28,9 @@ OFFERED = ("rollout", "group", "sample", "generate", "answer", "rationale", "key
 ANSWERS = frozenset({"answer", "revision"})
 """Values of `sampling["stage"]` that are answers to the sample, as a rollout without a stage is."""
 SET_ASIDE = "no answer to the sample, and not judged as one"
-OTHERS = ("proposed", "program", "constructed", "phase")
-"""What samplers note of rollouts that the sample's own gold value says nothing about: questions
-and programs that a model wrote, answers to those, moves of a game."""
+OTHERS = ("proposed", "program", "constructed", "conceived", "drawing", "phase")
+"""What samplers note of rollouts that the sample's own gold value says nothing about: questions,
+pictures and programs that a model thought of, answers to those, moves of a game."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,8 @@ def judge(verifier: Verifier | None, groups: Sequence[Group], doors: Doors) -> J
     rule that it fits by chance nor has a vote. A choice among answers is as right as the answer
     that it chose. A verifier that judges other stages says so: `stages = frozenset({"critique"})`.
     What answers another question than the sample's (`sampling["question"]`, `OTHERS`) is set aside
-    for every verifier that reads the sample's gold values: they are not its own.
+    for every verifier that reads the sample's gold values: they are not its own. One that reads
+    none is shown, as the sample, what was asked (`as_asked`).
     """
     if verifier is None:
         blank = [g.model_copy(update={"verdicts": (Verdict(),) * len(g.rollouts)}) for g in groups]
@@ -154,6 +155,16 @@ def of_another(rollout: Rollout, sample: Sample) -> bool:
         name in rollout.sampling for name in OTHERS)
 
 
+def as_asked(rollout: Rollout | None, sample: Sample) -> Sample:
+    """The sample without labels; its question is the one that the rollout answers."""
+    asked = rollout.sampling.get("question") if rollout is not None else None
+    if not isinstance(asked, str) or asked == sample.context.text:
+        return sample.unlabelled()
+    context = asking(sample, asked)
+    return Sample(prompt=context.prompt, media=context.media, meta=sample.meta,
+                  parent=sample.parent)
+
+
 def _whole(group: Group, judged: Group) -> Group:
     """What was judged, with the rollouts that were set aside back in their places."""
     if len(judged.rollouts) == len(group.rollouts):
@@ -182,7 +193,7 @@ def _job(verifier: Verifier, group: Group, doors: Doors,
 
     def ask(generate: Any, **about: Any) -> Any:
         return call_by_name(
-            verifier, generate=generate, sample=sample.unlabelled(),
+            verifier, generate=generate, sample=as_asked(about.get("rollout"), sample),
             key=f"{doors.scope}/{sample.id}", decode=doors.decode,
             **gold(verifier, sample), **about,
         )

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -195,7 +195,7 @@ class PairwiseJudge:
     for neither, because the judge went by the position (Zheng et al. 2023, section 3.4); with
     `average` it is half a win each, SIMA's and LLaVA-Critic's swap average (primitives V11). Texts
     that are equal tie unasked, but for empty ones, which win nothing. An answer without a decided
-    comparison abstains.
+    comparison to another text abstains: a tie with itself says nothing of how good it is.
     """
 
     role: str = "judge"
@@ -213,21 +213,28 @@ class PairwiseJudge:
     async def judge(self, generate: Generate, group: Group, key: str, reference: Any
                     ) -> list[Verdict]:
         """All answers of a group, with a reference answer or without (None)."""
-        won: list[list[float]] = [[] for _ in group.rollouts]
-        asked, cost = [0] * len(group.rollouts), [0.0] * len(group.rollouts)
-        for i, j in self._pairs(len(group.rollouts)):
+        texts = [r.text.strip() for r in group.rollouts]
+        asks = [_question(r, group.sample) for r in group.rollouts]
+        won: list[list[float]] = [[] for _ in texts]
+        asked, cost, told = [0] * len(texts), [0.0] * len(texts), [False] * len(texts)
+        for i, j in self._pairs(asks):
             value, tokens = await self._compare(generate, group, i, j, key, reference)
             for k, score in ((i, value), (j, None if value is None else 1 - value)):
                 asked[k], cost[k] = asked[k] + 1, cost[k] + tokens / 2
                 won[k] += [] if score is None else [score]
-        return [Verdict(score=sum(w) / len(w) if w else None, cost=c,
+                told[k] |= score is not None and texts[i] != texts[j]
+        return [Verdict(score=sum(w) / len(w) if t else None, cost=c,
                         parts={"comparisons": float(a), "decided": float(len(w))})
-                for w, a, c in zip(won, asked, cost, strict=True)]
+                for w, a, c, t in zip(won, asked, cost, told, strict=True)]
 
-    def _pairs(self, n: int) -> Iterator[tuple[int, int]]:
-        reach = min(self.opponents or n - 1, n - 1)
-        found = {(min(i, j), max(i, j)) for i in range(n) for d in range(1, reach + 1)
-                 if (j := (i + d) % n) != i}
+    def _pairs(self, asks: Sequence[str]) -> Iterator[tuple[int, int]]:
+        """Of answers to one question each."""
+        found = set()
+        for asked in dict.fromkeys(asks):
+            own = [i for i, other in enumerate(asks) if other == asked]
+            reach = min(self.opponents or len(own) - 1, len(own) - 1)
+            found |= {(min(i, j), max(i, j)) for at, i in enumerate(own)
+                      for d in range(1, reach + 1) if (j := own[(at + d) % len(own)]) != i}
         yield from sorted(found)
 
     async def _compare(self, generate: Generate, group: Group, i: int, j: int, key: str,
@@ -246,7 +253,7 @@ class PairwiseJudge:
                    key: str, reference: Any) -> tuple[float | None, float]:
         name = f"{key}/{first.id}/{second.id}"
         mark = code(name)
-        text = filled(self.prompt, question=fenced(sample.context.text, name), code=mark,
+        text = filled(self.prompt, question=fenced(_question(first, sample), name), code=mark,
                       first=fenced(first.text, name), second=fenced(second.text, name),
                       reference=_reference(reference, name))
         try:
@@ -255,6 +262,12 @@ class PairwiseJudge:
         except BrokenReply:
             return None, 0.0
         return preference(reply.text, mark), float(reply.tokens)
+
+
+def _question(rollout: Rollout, sample: Sample) -> str:
+    """What was asked: the sample's question, unless the sampler noted another."""
+    asked = rollout.sampling.get("question")
+    return asked if isinstance(asked, str) else sample.context.text
 
 
 @dataclass(frozen=True)
