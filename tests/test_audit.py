@@ -348,7 +348,7 @@ def test_a_judge_within_a_combination_is_as_sparing_to_attack_as_a_judge():
     alone = AllOf((judges,))
     for verifier in (alone, judges):
         audit(verifier, samples(GOLDS["exact"], 3), quick=True)
-    assert calling.asks(alone) and len(asked) % 2 == 0 and len(asked) < 200
+    assert calling.asks_a_model(alone) and len(asked) % 2 == 0 and len(asked) < 200
 
 
 def test_command_line(tmp_path):

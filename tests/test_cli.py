@@ -280,7 +280,7 @@ EVENTS = [
     ("update", {"step": 0, "role": "solver", "done": 3, "of": 6}),
     ("learned", {"step": 0, "seconds": 2.0, "metrics": {
         "solver": {"updates": 6.0, "nll": 0.25, "tokens_read": 10.0}}}),
-    ("gathered", {"step": 1, "seconds": 4.0, "counts": {
+    ("gathered", {"step": 1, "seconds": 4.0, "monitors": {}, "counts": {
         "problems": 2, "drawn": 6, "right": 0, "unjudged": 6, "signals_solver": 3}}),
     ("decided", {"iteration": 0, "action": "hold", "why": "held: 50 -> 51", "greedy": 0.51}),
     ("learned", {"step": 1, "seconds": 2.0, "metrics": {"solver": {"updates": 0.0}}}),
@@ -324,7 +324,7 @@ def test_a_sink_gets_every_figure(monkeypatch: pytest.MonkeyPatch) -> None:
                                  log=logged.append, finish=lambda: logged.append({"done": True}))
     monkeypatch.setitem(sys.modules, "trackio", fake)
     watch = sink("trackio", run="mine", config={"seed": 1})
-    for event, facts in EVENTS[:7] + EVENTS[9:10]:
+    for event, facts in EVENTS[:8] + EVENTS[9:10]:
         watch(event, facts)
     assert logged[0]["name"] == "mine" and logged[0]["config"] == {"seed": 1}
     every = {name: value for one in logged for name, value in one.items()}
