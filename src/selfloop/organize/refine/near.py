@@ -234,6 +234,10 @@ def _grouped(marks: array[int], owners: array[int]) -> Sharing:
             yield (found // 2).tolist(), (smaller // 2).tolist()
 
 
+FEW = 128
+"""Vectors that are compared with one another in a single product."""
+
+
 def near_vectors(vectors: Sequence[Sequence[float]], cosine: float = 0.95, *, tables: int = 16,
                  bits: int = 12, key: str = "near") -> list[int]:
     """The cluster of each vector (N, D): those with a cosine of at least `cosine`.
@@ -259,7 +263,13 @@ def near_vectors(vectors: Sequence[Sequence[float]], cosine: float = 0.95, *, ta
 
 
 def _join_near(x: Array, places: Array, cosine: float, clusters: Clusters) -> None:
-    """Join what is near among these places; what stands in one cluster is not compared again."""
+    """Join what is near among these places. Of many, what stands in one cluster already is not
+    compared again; of few, all are compared at once."""
+    if len(places) <= FEW:
+        close = np.triu(x[places] @ x[places].T >= cosine, 1)
+        for a, b in zip(*np.nonzero(close), strict=True):
+            clusters.join(int(places[a]), int(places[b]))
+        return
     own = np.array([clusters.of(i) for i in places.tolist()])
     for at, i in enumerate(places.tolist()):
         others = at + np.flatnonzero(own[at:] != own[at])
