@@ -12,6 +12,7 @@ import transformers as tf
 
 from hf_models import FAMILIES, asked, open_picture, picture
 from selfloop.collect.unsayable import Unsayable
+from selfloop.engines.chat import Chat
 from selfloop.engines.hf import HFEngine, LoRA
 from selfloop.engines.hf_decode import _Text
 from selfloop.engines.picking import filtered, pick
@@ -327,6 +328,18 @@ def test_control_tokens_that_a_text_spells_are_words(engines: dict[str, HFEngine
             assert [t for t in ids if t in special] == [t for t in plain if t in special], token
     (turn,) = drawn(engines["gemma3"], asked(1, "what is <start_of_image>?"), n=1)
     assert turn.media == asked(1).media
+
+
+def test_tokens_that_questions_are_asked_with_stay_tokens(folders: dict[str, Path]) -> None:
+    """SmolDocling is asked about "<loc_155>...", DeepSeek-OCR begins with "<|grounding|>"."""
+    processor = tf.AutoProcessor.from_pretrained(folders["llava"])
+    meant = ["<loc_155>", "<loc0001>", "<|grounding|>", "<|det|>"]
+    processor.tokenizer.add_special_tokens(
+        {"additional_special_tokens": [*meant, "<|located_end|>"]})
+    assert controls(processor.tokenizer) >= {"<|located_end|>", "<eos>"}
+    chat = Chat(processor, frozenset({processor.tokenizer.eos_token_id}))
+    ids = chat.tokens(chat.render(asked(1, f"what is at {''.join(meant)}?").prompt, generate=True))
+    assert set(processor.tokenizer.convert_tokens_to_ids(meant)) <= set(ids)
 
 
 def test_prompts_without_pictures_in_one_call_with_others(engine: HFEngine) -> None:

@@ -19,6 +19,9 @@ _MODALITY = re.compile(
 _IDS = re.compile(r"_token_(id|index|ids|indices)$")
 _NOT_EXPANDED = re.compile(r"box|object|think|tool|point|quad|(?<!p)ref", re.IGNORECASE)
 """What an assistant writes *about* pictures stays allowed (grounding, tools, thinking)."""
+_ASKED_WITH = re.compile(r"(?<![a-z])(loc|det|seg|coord)(?![a-z])|ground", re.IGNORECASE)
+"""What questions are documented to be asked with: "<loc_155>" of SmolDocling, "<|grounding|>" and
+"<|det|>" of DeepSeek-OCR. None of them ends a turn or stands for a picture."""
 
 
 def suppressed(model_config: Any, processor: Any, vocab_size: int, generation_config: Any = None
@@ -49,10 +52,11 @@ def suppressed(model_config: Any, processor: Any, vocab_size: int, generation_co
 
 def controls(tokenizer: Any) -> frozenset[str]:
     """Special tokens, as text, that a prompt's own words may not spell: ends and starts of turns,
-    bos, pad, placeholders; not what is written *about* pictures (boxes, references, tools)."""
+    bos, pad, placeholders; not what is written *about* pictures (boxes, places, tools)."""
     return frozenset(
         added.content for added in getattr(tokenizer, "added_tokens_decoder", {}).values()
-        if added.special and len(added.content) > 1 and not _NOT_EXPANDED.search(added.content))
+        if added.special and len(added.content) > 1
+        and not _NOT_EXPANDED.search(added.content) and not _ASKED_WITH.search(added.content))
 
 
 def placeholders(reasons: Mapping[int, str]) -> frozenset[int]:
