@@ -199,6 +199,8 @@ def test_answers_to_hard_questions_earn_by_the_vote_and_easy_ones_nothing() -> N
     found = earned(conceived("p", "bars"), *picture("p", "c", "rrrw", "aab-"))
     assert [found[f"c/h{i}"] for i in range(4)] == [1.0, 1.0, 0.0, 0.0]
     assert [found[f"c/e{i}"] for i in range(4)] == [None] * 4
+    tie = earned(conceived("p", "bars"), *picture("p", "c", "rr", "aabb"))
+    assert [tie[f"c/h{i}"] for i in range(4)] == [None] * 4 and tie["c"] == 2.5
     unclear = earned(conceived("p", "bars"), *picture("p", "c", "rwxy", "aaab"))
     assert all(unclear[f"c/h{i}"] is None for i in range(4)), "the easy question divides"
 
@@ -221,9 +223,9 @@ def test_unknown_is_not_zero() -> None:
 
 
 def test_each_role_learns_from_groups_of_its_own() -> None:
-    rollouts = (conceived("p", "bars"), *picture("p", "c", "rr", "ab"),
+    rollouts = (conceived("p", "bars"), *picture("p", "c", "rr", "aab"),
                 *picture("p", "d", "rr", "aa"), conceived("q", "map"),
-                *picture("q", "e", "rr", "ab"))
+                *picture("q", "e", "rr", "aab"))
     group = Group(sample=Sample(prompt=(Message(content="x"),)), rollouts=rollouts)
     (judged,) = judge(Illustrated(), [group], Doors({}, 0, "s")).groups
     how = mm_zero(exact).learn
@@ -236,7 +238,7 @@ def test_each_role_learns_from_groups_of_its_own() -> None:
 
     assert groups("proposer") == [["p", "q"]]
     assert groups("coder") == [["c", "d"], ["e"]]
-    assert groups("solver") == [["c/h0", "c/h1"], ["e/h0", "e/h1"]], "all agree on d's: left out"
+    assert groups("solver") == [[f"{p}/h{i}" for i in range(3)] for p in "ce"], "all agree on d's"
     assert how["solver"].organizer.steps == (  # type: ignore[attr-defined]
         Role("solver"), ByQuestion(), AccuracyBand(0.25, 0.75))
 

@@ -9,7 +9,7 @@ from selfloop.calling import as_verdict
 from selfloop.organize.verify.answer_spread import uncertainty_peak
 from selfloop.organize.verify.questions import cluster_shares
 from selfloop.organize.verify.rules import exact, normal_answer
-from selfloop.organize.verify.vote import majority
+from selfloop.organize.verify.vote import majority, tied
 from selfloop.roles import SelfloopError, Verifier, call_by_name, name_of
 from selfloop.types import Group, Rollout, Verdict
 
@@ -45,7 +45,8 @@ class Illustrated:
       .45, .2, .35; clusters by BLEU); one that cannot be read earns `unreadable`;
     - an **answer** to a hard question 1 if it is the most frequent one, else 0; with `form`, a
       verifier of its form, (1 - weight) of that + weight of this. It abstains where fewer than
-      `easy` of the answers to the easy question agree: what the picture shows is not clear then.
+      `easy` of the answers to the easy question agree, because what the picture shows is not clear
+      then, and where several hard answers share the lead.
       Answers to easy questions get no score: they measure the picture, and nobody learns from them.
 
     A picture that nobody answered readably leaves its program unscored, and a proposal that has no
@@ -119,6 +120,8 @@ class Illustrated:
         if seen.agreed < self.easy:
             return Verdict(parts=parts, rationale="the easy question divides: what the picture "
                            "shows is unclear")
+        if tied(votes):
+            return Verdict(parts=parts, rationale="several answers share the lead")
         right = float(said == winner)
         if self.form is None:
             return Verdict(score=right, parts=parts, rationale=said or "")
