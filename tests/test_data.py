@@ -237,6 +237,11 @@ def test_bad_rows_are_named(folder, kind):
     assert len(samples) == 1 and [p.row for p in samples.problems] == [2, 3]
 
 
+def test_a_text_too_long_for_a_files_name_is_no_file(folder):
+    told = "a note of some length, " * 30 + "and one.jpg"
+    assert one(folder, {"prompt": "a?", "answer": "b", "note": told}).meta["note"] == told
+
+
 def test_a_named_label_column_must_exist(folder):
     path = written(folder / "rows.jsonl", [{"prompt": "a?", "diagnosis": "b"}])
     with pytest.raises(SelfloopError, match=r"columns diagnosis, prompt; did you mean 'diagnosis'"):

@@ -21,7 +21,8 @@ from selfloop.organize.verify.rules import exact
 from selfloop.organize.verify.vote import MajorityVote
 from selfloop.pictures import read
 from selfloop.roles import SelfloopError
-from selfloop.types import Group, Message, Part, Rollout, Sample, Turn
+from selfloop.store import RunFolder
+from selfloop.types import Group, Message, Part, Rollout, Sample, Turn, Verdict
 
 ASKED = Sample(prompt=(Message(content="what is the sum ?"),), answer="6")
 
@@ -113,6 +114,16 @@ def judged_with(verifier, group: Group) -> Group:
     toy = ToyEngine(("6",), seed=0)
     toy.bind(lambda medium: None)
     return judge(verifier, [group], Doors({"solver": toy, "judge": toy}, 0, "t")).groups[0]
+
+
+def test_stored_annotations_come_back_in_their_order(tmp_path):
+    """A pool of a resumed run would differ from that of one that was never killed."""
+    group = Group(sample=ASKED, rollouts=(said("6"),), verdicts=(Verdict(score=1),), annotations={
+        "no_image": [1.0], "description": "six", "at": {"z": 1, "a": 2}})
+    folder = RunFolder(tmp_path)
+    folder.put_verdicts(0, 0, "plan", [group], {})
+    ((back,), _) = folder.judged(0, 0, "plan", [group.model_copy(update={"annotations": {}})])
+    assert back.to_json() == group.to_json()
 
 
 @pytest.mark.parametrize("rule", [exact, asked_judge])

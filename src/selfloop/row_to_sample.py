@@ -54,11 +54,18 @@ def _left_unread(row: dict[str, Any], found: Draft, root: Path) -> None:
         if kind is None or (named and column not in found.meta):  # a question, an answer
             continue
         what = f"it {'names' if named else 'holds'} a {_ONE[kind]}, but a column of this name"
-        if not named or any(not is_remote(one) and Path(root, one).is_file() for one in named):
+        if not named or any(not is_remote(one) and _is_file(root, one) for one in named):
             raise BadRow(column, f"{what} is not read, so the question would be asked without it",
                          f"call the column {kind!r}, or take it out")
         found.notes.append(f"column {column!r}: {what} is not read; is it meant to be shown? Then "
                            f"call it {kind!r}")
+
+
+def _is_file(root: Path, name: str) -> bool:
+    try:
+        return Path(root, name).is_file()
+    except OSError:  # a text too long for a name, say, or a folder that nobody may look into
+        return False
 
 
 _ONE = {"image": "picture", "video": "video", "audio": "sound"}

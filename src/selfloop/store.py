@@ -199,12 +199,12 @@ class RunFolder:
 
     def put_verdicts(self, step: int, shard: int, plan: str, groups: Sequence[Group],
                      extra: dict[str, int]) -> None:
-        """Stage 2's output: one verdict a rollout, and annotations of the group."""
+        """Stage 2's output: one verdict a rollout, and annotations of the group in their order."""
         put_table(self.step(step) / f"verdicts-{shard:04d}.parquet", {
             "sample": [g.sample.id for g in groups],
             "scores": [[v.score for v in g.verdicts] for g in groups],
             "json": [[v.to_json() for v in g.verdicts] for g in groups],
-            "annotations": [json.dumps(g.annotations, sort_keys=True) for g in groups],
+            "annotations": [json.dumps(g.annotations) for g in groups],
         }, {"plan": plan, **{k: str(v) for k, v in extra.items()}})
 
     def rollouts(self, step: int, shard: int, plan: str) -> list[Group] | None:

@@ -20,8 +20,9 @@ class CritiqueRevise:
 
     Every stage is a rollout with `sampling["stage"]`: answer, revision and, if `keep_critiques`,
     critique; a revision names what it revises in `sampling["of"]`. `plain` puts revisions under
-    the question alone, so that the model learns to give them at once; otherwise they are trained
-    where they were drawn, which teaches to revise. Whether a revision is better is the verifier's
+    the question alone, so that the model learns to give them at once, and pairs may prefer them to
+    first answers; otherwise they are trained where they were drawn, which teaches to revise, and
+    are no pair with an answer to the question alone. Whether a revision is better is the verifier's
     business: no critique is believed, and none is judged as an answer (see organize.judging).
     """
 
