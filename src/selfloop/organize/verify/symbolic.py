@@ -18,7 +18,7 @@ _TOWER = re.compile(
     r"|\*\*|!\s*!|\d{400}")
 
 _MARKED = re.compile(r"\$\$?([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.S)
-_ANNOUNCED = re.compile(r"answer\s*(?:is|:)", re.I)
+_ANNOUNCED = re.compile(r"answer\s*(?:is\b|:)", re.I)
 _ASSIGNED = re.compile(r"\s*(\\?[A-Za-z](?:_\{?\w+\}?)?|\\[A-Za-z]+)\s*=(?!=)")
 _JOINED = re.compile(r"(\\(?:text|mathrm|mbox)\s*\{\s*(?:or|and)\s*\}|\b(?:or|and)\b)")
 _NEXT = re.compile(r"[,;]\s*(?=\\?[A-Za-z](?:_\{?\w+\}?)?\s*=(?!=))")
@@ -148,7 +148,11 @@ def _pieces(text: str, *, listed: bool) -> list[str]:
     known = {_assigned(part) for part in parts}
     if not any("or" in word for word in words) and (len(known) > 1 or "" in known):
         parts = [text]
-    return [one for part in parts for one in (_NEXT.split(part) if listed else [part])]
+    if not listed:
+        return parts
+    split = [_NEXT.split(part) for part in parts]
+    return [one for found in split for one in found  # "So, x = 1 or x = 2"
+            if len(found) == 1 or not re.fullmatch(r"[A-Za-z\s]{2,}", one)]
 
 
 def _assigned(text: str) -> str:
