@@ -15,7 +15,7 @@ from selfloop.engines.toy import ToyEngine
 from selfloop.organize.judging import SET_ASIDE, judge
 from selfloop.organize.refine.annotate import WithBlindAnswers, WithDescription, WithHashes
 from selfloop.organize.refine.blind import NeedsPicture
-from selfloop.organize.verify.combine import AllOf, Weighted
+from selfloop.organize.verify.combine import AllOf, InGroups, Weighted
 from selfloop.organize.verify.judges import PairwiseJudge, PointwiseJudge
 from selfloop.organize.verify.rules import exact
 from selfloop.organize.verify.vote import MajorityVote
@@ -68,6 +68,17 @@ def test_a_judge_is_shown_the_question_that_was_answered():
         said("6"), said("4", question="what is the largest ?"), said("2", question="how many ?")))
     engine = Scripted(lenient)
     judged = judge(PointwiseJudge(), [group], Doors({"judge": engine}, 0, "t")).groups[0]
+    assert [v.score for v in judged.verdicts] == [1.0] * 3
+    for text, own in zip(_texts(engine), ("the sum", "the largest", "how many"), strict=True):
+        assert [q for q in ("the sum", "the largest", "how many") if q in text] == [own]
+
+
+def test_a_judge_beside_a_vote_is_shown_the_question_that_was_answered():
+    group = Group(sample=ASKED, rollouts=(
+        said("6"), said("4", question="what is the largest ?"), said("2", question="how many ?")))
+    engine = Scripted(lenient)
+    both = InGroups(AllOf((MajorityVote(), PointwiseJudge())))
+    judged = judge(both, [group], Doors({"judge": engine}, 0, "t")).groups[0]
     assert [v.score for v in judged.verdicts] == [1.0] * 3
     for text, own in zip(_texts(engine), ("the sum", "the largest", "how many"), strict=True):
         assert [q for q in ("the sum", "the largest", "how many") if q in text] == [own]

@@ -245,7 +245,13 @@ def test_points_are_no_box_and_a_threshold_is_above_zero():
 
 @pytest.mark.parametrize(("words", "gold", "score"), [
     ("5 cm", "5 m", N), ("5 or 6", "5", W), ("act", "cat", N), ("y = 2", "x = 2", W),
-    ("x = 2", "x = 2", R),
+    ("x = 2", "x = 2", R), ("x = 3 or x = 2", "x = 2", W), ("x = 3 and x = 2", "x = 2", W),
+    ("either x = 3 or x = 2", "2", W), ("2x = 4 and so x = 2", "x = 2", R), ("1, 2", "x=1, x=2", R),
+    ("x = 7 or x = 2", "x = 1 or x = 2", W), ("x = 2 or x = 1", "x = 1 or x = 2", R),
+    ("x = 2", "x = 1 or x = 2", W), ("x = 1, x = 2", "x = 1 or x = 2", R),
+    ("x = 3, x = 2", "x = 1, x = 2", W),
+    ("So, x = 1 or x = 2", "x = 1 or x = 2", R), ("5 or so", "5", W),
+    ("x = 3, y = 2", "x = 1, y = 2", N),
     ("2", "x = 2", R), ("\\{1,2\\}", "(1,2)", W), ("(1,2)", "(1,2)", R), ("5\\%", "5", W),
     ("5", "5\\%", N), ("$1$ $2$ $3$ $4$ $5$", "5", W), ("The answer is $5$.", "5", R),
     ("$1+1$ and then $2$. Answer: $3$", "3", R), ("3e8", "3 \\times 10^8", R), ("1", "\\frac{", N),

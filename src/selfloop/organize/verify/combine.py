@@ -19,6 +19,7 @@ from selfloop.calling import (
     name_of,
     parameters,
 )
+from selfloop.organize.judging import as_asked
 from selfloop.organize.verify.parts import awaited, combined, judges_answers, named, put_in
 from selfloop.organize.verify.rules import final_answer
 from selfloop.roles import Verifier
@@ -91,7 +92,8 @@ class InGroups:
     times the asked form is `InGroups(AllOf((MajorityVote(), Tags())))`.
 
     Each of those parts judges the group once, and what it says of an answer stands in its place
-    when that answer is judged. Its own parts, a vote's share among them, are kept.
+    when that answer is judged. Its own parts, a vote's share among them, are kept. The others are
+    shown, as the sample, what the answer was asked, as `judging.judge` shows it.
     """
 
     combination: Verifier
@@ -108,7 +110,8 @@ class InGroups:
         found = []
         for i, rollout in enumerate(group.rollouts):
             alone = put_in(self.combination, parts, [verdicts[i] for verdicts in told])
-            value = await awaited(call_by_name(alone, rollout=rollout, **offered))
+            own_sample = {"sample": as_asked(rollout, group.sample)}
+            value = await awaited(call_by_name(alone, rollout=rollout, **{**offered, **own_sample}))
             verdict = as_verdict(value, name_of(self.combination))
             own = {name: part for verdicts in told for name, part in verdicts[i].parts.items()}
             found.append(verdict.model_copy(update={"parts": {**own, **verdict.parts}}))

@@ -18,8 +18,11 @@ _TOWER = re.compile(
     r"|\*\*|!\s*!|\d{400}")
 
 _MARKED = re.compile(r"\$\$?([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.S)
-_ANNOUNCED = re.compile(r"answer\s*(?:is|:)", re.I)
+_ANNOUNCED = re.compile(r"answer\s*(?:is\b|:)", re.I)
 _ASSIGNED = re.compile(r"\s*(\\?[A-Za-z](?:_\{?\w+\}?)?|\\[A-Za-z]+)\s*=(?!=)")
+_JOINED = re.compile(r"(\\(?:text|mathrm|mbox)\s*\{\s*(?:or|and)\s*\}|\b(?:or|and)\b)")
+_NEXT = re.compile(r"[,;]\s*(?=\\?[A-Za-z](?:_\{?\w+\}?)?\s*=(?!=))")
+"""The comma between two values: "x = 1, x = 2"."""
 _POWER_OF_TEN = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([-+]?\d{1,3})(?!\w)")
 _UNIT = re.compile(  # a gap makes the unit: 5 m is a length, 5m five times m
     r"\d\s*(?:\\?%|°|\^\s*\{?\\circ|(?:\\[,;:! ]|~|\s)*\\(?:text|mathrm|mbox|rm)\b)"
@@ -36,13 +39,15 @@ def same_maths(text: str, gold: str, *, seconds: int = 3) -> bool | None:
     """Whether two formulas (LaTeX or plain) have one value, by math-verify.
 
     The answer's formula is the boxed or announced one, or the only one; several are wrong, so is
-    one of another unknown ("y = 2" for "x = 2"), a set for a pair, and a percentage for a number.
-    An equation in another form ("y = 2 - x" for "x + y = 2") may be refused.
+    one of another unknown ("y = 2" for "x = 2"), a choice ("x = 3 or x = 2"), a set for a pair, and
+    a percentage for a number. An equation in another form ("y = 2 - x" for "x + y = 2") may be
+    refused.
 
     None where that cannot be told: math-verify is not installed, `gold` is no formula but words,
-    broken or a number with a unit (`numeric.Quantity` reads those), a text is
-    over LONGEST characters or holds towers of powers, a parser fails or needs over `seconds`, or
-    the caller is not the main thread, outside of which nothing could stop the parser.
+    broken, values of several unknowns ("x = 1, y = 2") or a number with a unit (`numeric.Quantity`
+    reads those), a text is over LONGEST characters or holds towers of powers, a parser fails or
+    needs over `seconds`, or the caller is not the main thread, outside of which nothing could stop
+    the parser.
     """
     try:
         from math_verify import LatexExtractionConfig, parse, verify
@@ -57,6 +62,8 @@ def same_maths(text: str, gold: str, *, seconds: int = 3) -> bool | None:
     wanted_form, said_form = _formula(gold), _formula(text)
     if wanted_form is None or not _is_formula(wanted_form):
         return None
+    if len({name for p in _pieces(wanted_form, listed=True) if (name := _assigned(p))}) > 1:
+        return None  # values of several unknowns
     if said_form is None or _differ(said_form, wanted_form):
         return False
     if _UNIT.search(said_form):
@@ -105,7 +112,7 @@ def _is_formula(gold: str) -> bool:
 
 def _differ(said: str, gold: str) -> bool:
     """What math-verify lets pass: another unknown, a set for a pair, a percentage for a number."""
-    left = [m[1] if (m := _ASSIGNED.match(t)) else "" for t in (said, gold)]
+    left = [_assigned(t) for t in (said, gold)]
     sets = [re.match(r"\s*(?:\\left\s*)?(\\\{|[(\[])", t.split("=")[-1]) for t in (said, gold)]
     braces = {m[1] == "\\{" for m in sets if m}
     lists = all("," in t for t in (said, gold))
@@ -123,7 +130,35 @@ def _sides(gold: str, said: str) -> tuple[str, str]:
     """What is compared: the values of "x = 2" and "2", but both sides of any other equation."""
     if "=" in gold and not _ASSIGNED.match(gold):
         return gold, said
-    return tuple(t.rsplit("=", 1)[-1] for t in (gold, said))  # type: ignore[return-value]
+    listed = len(_pieces(gold, listed=True)) > 1
+    return _values(gold, listed), _values(said, listed)
+
+
+def _values(text: str, listed: bool) -> str:
+    """What stands behind the last "=": of "x = 2 or x = 3" behind that of each, so that no choice
+    is taken for its last part. Of steps the last counts."""
+    return " or ".join(piece.rsplit("=", 1)[-1].strip() for piece in _pieces(text, listed=listed))
+
+
+def _pieces(text: str, *, listed: bool) -> list[str]:
+    """The formulas that "or" joins, or "and" between values of one unknown; if `listed`, those
+    between commas, too: elsewhere these are steps."""
+    pieces = _JOINED.split(text)
+    parts, words = pieces[::2], pieces[1::2]
+    known = {_assigned(part) for part in parts}
+    if not any("or" in word for word in words) and (len(known) > 1 or "" in known):
+        parts = [text]
+    if not listed:
+        return parts
+    split = [_NEXT.split(part) for part in parts]
+    return [one for found in split for one in found  # "So, x = 1 or x = 2"
+            if len(found) == 1 or not re.fullmatch(r"[A-Za-z\s]{2,}", one)]
+
+
+def _assigned(text: str) -> str:
+    """The unknown that has a value here: "x" of "x = 2"."""
+    found = _ASSIGNED.match(text)
+    return found[1] if found else ""
 
 
 @dataclass(frozen=True)
