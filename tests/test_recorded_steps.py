@@ -19,7 +19,7 @@ from selfloop.engines.hf import HFEngine, LoRA
 from selfloop.engines.hf_cache import DecodingKeys
 from selfloop.engines.hf_decode import Sampler
 from selfloop.engines.hf_recorded import Recorder
-from selfloop.engines.hf_step_graph import Recording
+from selfloop.engines.hf_step_trace import Recording
 from selfloop.roles import Request, Sampling
 
 torch.set_num_threads(1)
@@ -116,7 +116,7 @@ def test_another_weight_in_its_place_is_recorded_anew() -> None:
 
 @pytest.mark.parametrize(("name", "why"), [
     ("qwen3_5", "keep a state"), ("llama4", "a mask that depends on a Tensor"),
-    ("qwen3_vl_moe", "dynamic_output_shape")])
+    ("qwen3_vl_moe", "dynamic_output_shape"), ("gemma4", "changes its masks")])
 def test_refused_with_the_reason(name: str, why: str) -> None:
     family = FAMILIES[name](torch.float32)
     _, mine = both(family)

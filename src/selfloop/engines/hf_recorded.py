@@ -1,4 +1,4 @@
-"""When decoding steps are run from a recording (hf_step_graph.py), not through the model's code.
+"""When decoding steps are run from a recording (hf_step_trace.py), not through the model's code.
 
 A recording is compared with the model's own step, bit by bit, at each new number of rows, at each
 new length of the longest prompt and at each doubling of the step. Where a bit differs, or anything
@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from selfloop.engines.hf_step_graph import Recording, record
+from selfloop.engines.hf_step_trace import Recording, record
 from selfloop.optimize.memory import out_of_memory
 
-AFTER = 512
+AFTER = 64
 """Steps that are run by the model's code before one is recorded. Recording costs about as much as
 it saves in this many steps, whatever the model: both grow with the layers."""
 

@@ -40,7 +40,7 @@ class Fork:
     inside = False
     """Whether the prompts run in the same pass (optimize/together.py)."""
     note: Callable[[Any], Any] | None = None
-    """Takes a mask's rule for later, while a step is recorded (engines/hf_step_graph.py)."""
+    """Takes a mask's rule for later, while a step is recorded (engines/hf_step_trace.py)."""
 
     def __init__(self, blocks: Sequence[Block], rows: Sequence[int], device: Any) -> None:
         self.blocks, self.rows, self.device = tuple(blocks), tuple(rows), device
