@@ -242,7 +242,12 @@ def _paths(engine: Any) -> Iterator[Finding]:
         else Finding("ok", "sampling path: one prompt for all draws")
     request = Request(context=_asked("one"), key="doctor", n=3,
                       sampling=Sampling(max_new_tokens=12))
+    engine.sampler.recorder.after = 0  # at once
     turns = engine.generate([request], engine.version)[0]
+    if not why:
+        yield Finding("ok", "sampling steps: through the model's code: "
+                      f"{engine.sampler.recorder.says}" if engine.sampler.recorder.says
+                      else "sampling steps: recorded")
     rows = [row for turn in turns
             for row in engine.rows(Branch(context=request.context, turns=(turn,)))]
     gaps = engine.compare(rows)

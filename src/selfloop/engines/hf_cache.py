@@ -7,7 +7,7 @@ the buffers in bulk, and a prompt whose answers have all ended leaves with them.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -171,6 +171,9 @@ class Asked(Protocol):
 class Forked:
     """Each distinct prompt run once, prompts of one shape in one batch, then forked."""
 
+    recorded: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+    """What is called instead of `run` (hf_recorded.py)."""
+
     def __init__(self, model: Any, reader: Reader, jobs: Sequence[Asked]) -> None:
         self.model = model
         self.text = self.model.config.get_text_config(decoder=True)
@@ -226,11 +229,17 @@ class Forked:
         place_N = self.start_N + step
         ids, place = (ids_N[:, None], place_N[:, None]) if self.alone \
             else (ids_N[None], place_N[None])
+        run = self.recorded or self.run
+        self.logits_NV = self._outside(run(ids, spread(place, self.dimensions)))
+
+    def run(self, ids: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+        """Logits [N, V] of the fork's step through the model's code, rows as they lie."""
+        fork = self.decoding.fork
         mode = torch.inference_mode() if self.light else torch.no_grad()
         with mode, answering(self.model, fork), hiding(self.model, self.blinds, fork.longest):
-            out = self.model(input_ids=ids, position_ids=spread(place, self.dimensions),
+            out = self.model(input_ids=ids, position_ids=place,
                              past_key_values=self.decoding.cache, use_cache=True)
-        self.logits_NV = self._outside(out.logits.flatten(0, 1))
+        return out.logits.flatten(0, 1)  # type: ignore[no-any-return]
 
     def _lie(self, order: list[int]) -> None:
         """Rows lie by prompt inside; outside they keep the order in which they were asked for."""

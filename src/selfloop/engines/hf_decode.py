@@ -17,6 +17,7 @@ import torch
 from selfloop.engines.hf_cache import Copied, Forked
 from selfloop.engines.hf_guided import followed, state_of
 from selfloop.engines.hf_jobs import Drawn, Job
+from selfloop.engines.hf_recorded import Recorder
 from selfloop.engines.picking import pick, pick_apart
 from selfloop.keys import uniforms
 from selfloop.optimize.memory import out_of_memory
@@ -58,8 +59,11 @@ class Sampler:
     checked: bool = field(default=False)
     guided: Fit = field(default_factory=Fit)
     """The same of guided draws."""
+    recorder: Recorder = field(init=False)
+    """Runs steps without the model's Python; `recorder.on = False` never does."""
 
     def __post_init__(self) -> None:
+        self.recorder = Recorder(self.model)
         self.why_not = self.why_not or unsupported(self.model)
 
     @torch.no_grad()
@@ -163,6 +167,8 @@ class Sampler:
             torch.from_numpy(uniforms(f"{jobs[j].key}/{i}", job.steps)) for j, i in batch
         ]).to(device)
         state = state_of(way, self.model, self.reader, [jobs[j] for j, _ in batch], self.banned_V)
+        if isinstance(state, Forked):
+            state.recorded = self.recorder.of(state)
         apart = _places(batch, device) if job.sampling.diversity else None
         text = _Text(self, len(batch), job, state.logits_NV)
         rows_N = torch.arange(len(batch), device=device)

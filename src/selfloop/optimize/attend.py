@@ -107,6 +107,8 @@ def mask(*, mask_function: Any = causal_mask_function, attention_mask: Any = Non
         return None
     if fork.inside:
         raise NotImplementedError("a mask of another kind than causality")
+    if fork.note is not None:
+        return fork.note(mask_function)  # type: ignore[no-any-return]
     device = fork.device
     zero = torch.zeros((), dtype=torch.long, device=device)
     query_T1 = (fork.start_T + fork.offset_T)[:, None]

@@ -9,7 +9,7 @@ convolutions) hand each answer its own copy of the state, which is small.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -39,6 +39,8 @@ class Fork:
 
     inside = False
     """Whether the prompts run in the same pass (optimize/together.py)."""
+    note: Callable[[Any], Any] | None = None
+    """Takes a mask's rule for later, while a step is recorded (engines/hf_step_trace.py)."""
 
     def __init__(self, blocks: Sequence[Block], rows: Sequence[int], device: Any) -> None:
         self.blocks, self.rows, self.device = tuple(blocks), tuple(rows), device
