@@ -212,6 +212,23 @@ def test_longer_rows_are_checked_again(engine: HFEngine, monkeypatch: pytest.Mon
     assert len(looked) == 2
 
 
+def test_what_long_answers_would_not_win_back_is_not_shared(engine: HFEngine) -> None:
+    scorer = Shared(engine.model, engine.prompts, engine.banned_V, 10000, worth=0)
+    first = rows_for(engine, 1, 1)[0]
+    p = first.prompt
+
+    def rows(*answers: int) -> list[Row]:
+        return [Row((*first.token_ids[:p], *(first.token_ids[-1],) * n), (*(False,) * p,
+                    *(True,) * n), first.media, p) for n in answers]
+
+    # Two answers save a prompt: one token in 32 at answers of 15 prompts each.
+    for answers, shared in (((14 * p,) * 2, True), ((16 * p,) * 2, False),
+                            ((16 * p, 14 * p), True)):  # padding is saved as well
+        tokens = sum(len(row.token_ids) for row in rows(*answers))
+        assert scorer.cost(rows(*answers)) == tokens - p * shared
+    assert not scorer._batches(rows(16 * p, 16 * p))
+
+
 def test_checkpointing_is_exact(engine: HFEngine) -> None:
     rows = rows_for(engine, 3, 4)
     usual = run(engine.scorer, engine.model, rows)

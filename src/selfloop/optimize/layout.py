@@ -74,3 +74,9 @@ class Layout:
             self.temperatures += [rows[i].temperature] * len(later[i])
             self.places += [(i, n + (i in first)) for n in range(len(later[i]))]
         self.back = [n for i in range(len(rows)) for n in place[i]]
+
+
+def padding(rows: Sequence[Row], units: Sequence[Sequence[int]]) -> int:
+    """Tokens that the plain path adds to these rows to make each unit's as long as another."""
+    lengths = [[len(rows[i].token_ids) for i in unit] for unit in units]
+    return sum(max(unit) * len(unit) - sum(unit) for unit in lengths)

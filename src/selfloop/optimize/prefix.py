@@ -19,7 +19,7 @@ from selfloop.optimize import fork as forks
 from selfloop.optimize import together, wide
 from selfloop.optimize.checkpointing import answering
 from selfloop.optimize.head import Head
-from selfloop.optimize.layout import Layout, prompt_key
+from selfloop.optimize.layout import Layout, padding, prompt_key
 from selfloop.optimize.memory import out_of_memory
 from selfloop.optimize.positions import Positions, joined, positions, spread, watched
 from selfloop.optimize.rows import Row, Weight
@@ -29,6 +29,9 @@ from selfloop.types import Media
 
 WORTH = 64
 """Tokens that sharing must save in a call: answers take a second pass through the layers."""
+LEAST = 32
+"""It must save one in so many of them, too: attention in two parts costs some percent of itself,
+which answers of a thousand tokens to a prompt of forty do not win back."""
 
 
 class Shared:
@@ -116,8 +119,9 @@ class Shared:
         saved = sum((rows[unit[0]].prompt + self.vision(rows[unit[0]].media)) * (len(unit) - 1)
                     for unit in units)
         one_pass = len(units) == 1 and not self.together.why_not
-        return units if saved > (min(self.worth, together.WORTH) if one_pass else self.worth) \
-            else []
+        worth = min(self.worth, together.WORTH) if one_pass else self.worth
+        return units if saved > worth and LEAST * (saved + padding(rows, units)) > sum(
+            len(rows[i].token_ids) for unit in units for i in unit) else []
 
     def _batches(self, rows: Sequence[Row]) -> list[list[int]]:
         """Units in order of their prompts' lengths, each batch within the token budget."""
