@@ -29,9 +29,9 @@ from selfloop.types import Media
 
 WORTH = 64
 """Tokens that sharing must save in a call: answers take a second pass through the layers."""
-LEAST = 32
-"""It must save one in so many of them, too: attention in two parts costs some percent of itself,
-which answers of a thousand tokens to a prompt of forty do not win back."""
+LEAST = 24
+"""It must save one in so many, too, pictures counted: attention in two parts costs some percent of
+itself, which answers of a thousand tokens to a prompt of forty do not win back."""
 
 
 class Shared:
@@ -120,8 +120,9 @@ class Shared:
                     for unit in units)
         one_pass = len(units) == 1 and not self.together.why_not
         worth = min(self.worth, together.WORTH) if one_pass else self.worth
-        return units if saved > worth and LEAST * (saved + padding(rows, units)) > sum(
-            len(rows[i].token_ids) for unit in units for i in unit) else []
+        whole = sum(len(row.token_ids) + self.vision(row.media)
+                    for row in (rows[i] for unit in units for i in unit))
+        return units if saved > worth and LEAST * (saved + padding(rows, units)) > whole else []
 
     def _batches(self, rows: Sequence[Row]) -> list[list[int]]:
         """Units in order of their prompts' lengths, each batch within the token budget."""
