@@ -30,8 +30,7 @@ from selfloop.types import Media
 WORTH = 64
 """Tokens that sharing must save in a call: answers take a second pass through the layers."""
 LEAST = 24
-"""It must save one in so many, too, pictures counted: attention in two parts costs some percent of
-itself, which answers of a thousand tokens to a prompt of forty do not win back."""
+"""It must save one in so many, pictures counted: attention in two parts costs some percent more."""
 
 
 class Shared:
@@ -116,12 +115,13 @@ class Shared:
                 continue
             groups.setdefault(prompt_key(row), []).append(i)
         units = [group for group in groups.values() if len(group) > 1]
-        saved = sum((rows[unit[0]].prompt + self.vision(rows[unit[0]].media)) * (len(unit) - 1)
-                    for unit in units)
+        seen = [self.vision(rows[u[0]].media) for u in units]
+        saved = sum((rows[u[0]].prompt + n) * (len(u) - 1)
+                    for u, n in zip(units, seen, strict=True))
         one_pass = len(units) == 1 and not self.together.why_not
         worth = min(self.worth, together.WORTH) if one_pass else self.worth
-        whole = sum(len(row.token_ids) + self.vision(row.media)
-                    for row in (rows[i] for unit in units for i in unit))
+        whole = sum(len(rows[i].token_ids) for u in units for i in u) + sum(
+            len(u) * n for u, n in zip(units, seen, strict=True))
         return units if saved > worth and LEAST * (saved + padding(rows, units)) > whole else []
 
     def _batches(self, rows: Sequence[Row]) -> list[list[int]]:
