@@ -34,7 +34,7 @@ class Ours:
         more: dict[str, Any] = {"checkpointing": True} if checkpointing else {}
         self.engine = HFEngine(folder, dtype=dtype, device=device, max_batch_tokens=BUDGET, **more)
         self.engine.publish(0, 0)
-        self.engine.sampler.recorder.after = 0  # in the warm round, not 64 steps into the timed ones
+        self.engine.sampler.recorder.after = 0  # in the warm round, not 64 steps later
         self.processor = self.engine.processor
         self.pictures: dict[str, Any] = {}
         self.engine.bind(lambda medium: self.pictures[medium.sha256])

@@ -274,7 +274,7 @@ def test_mixed_logits_by_hand() -> None:
 def test_diverse_draws_by_hand() -> None:
     logits_NV = torch.tensor([[1.0, 0.5, 0.0]]).expand(4, 3)
     group = torch.tensor([[0, 0], [0, 1], [7, 0], [0, 2]])
-    never, zero = torch.zeros(3, dtype=torch.bool), torch.zeros(4, dtype=torch.float64)
+    never, zero = torch.zeros(0, dtype=torch.long), torch.zeros(4, dtype=torch.float64)
     greedy = Sampling(temperature=0, diversity=0.6)
     going = torch.ones(4, dtype=torch.bool)
     token, logp = pick_apart(logits_NV, zero, greedy, never, group, going)

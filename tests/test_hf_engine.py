@@ -219,7 +219,7 @@ def test_top_k_top_p_min_p_keep_the_right_tokens() -> None:
 
 def test_inverse_cdf_at_its_edges_and_in_frequency() -> None:
     logits = torch.log(torch.tensor([[0.0, 0.25, 0.5, 0.25, 0.0]])).repeat(4001, 1)
-    banned = torch.tensor([True, False, False, False, True])
+    banned = torch.tensor([0, 4])
     uniform = torch.linspace(0, 1, 4001, dtype=torch.float64)  # both edges included
     tokens, logp = pick(logits, uniform, Sampling(), banned)
     counts = torch.bincount(tokens, minlength=5).tolist()

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
+from selfloop.engines import hf_products as products
 from selfloop.engines.hf_hiding import Blind, hiding
 from selfloop.optimize import attend
 from selfloop.optimize.checkpointing import answering
@@ -71,6 +72,9 @@ class DecodingKeys(BranchKeys):
         """[N, H, D] for one token an answer; its key and value join the buffers."""
         self._write(k_NKD, v_NKD, fork.step)
         key, value = (buffer[:, :, :fork.step + 1] for buffer in self.own)
+        if len(self.pairs) == 1 and visible is None and not softcap and products.suits(
+                q_NHD, fork.blocks[0].counts, fork.longest + fork.reach, v_NKD):
+            return products.attend(q_NHD, (key, value), self.pairs[0], scale)
         n, heads, d = q_NHD.shape
         q_NKGD = q_NHD.view(n, k_NKD.shape[1], heads // k_NKD.shape[1], d)
         seen_N = None if visible is None else visible[0, 0]

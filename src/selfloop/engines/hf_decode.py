@@ -20,6 +20,7 @@ from selfloop.engines.hf_jobs import Drawn, Job
 from selfloop.engines.hf_recorded import Recorder
 from selfloop.engines.picking import pick, pick_apart
 from selfloop.keys import uniforms
+from selfloop.optimize.head import numbers
 from selfloop.optimize.memory import out_of_memory
 from selfloop.optimize.prefix import unsupported
 from selfloop.optimize.rows import Row
@@ -171,10 +172,11 @@ class Sampler:
             state.recorded = self.recorder.of(state)
         apart = _places(batch, device) if job.sampling.diversity else None
         text = _Text(self, len(batch), job, state.logits_NV)
+        banned_B = numbers(self.banned_V)
         rows_N = torch.arange(len(batch), device=device)
         left = len(batch)
         for step in range(job.steps):
-            given = state.logits_NV, uniform_NR[:, step], job.sampling, self.banned_V
+            given = state.logits_NV, uniform_NR[:, step], job.sampling, banned_B
             token_N, logp_N = pick(*given) if apart is None else pick_apart(
                 *given, apart[rows_N], text.open_N[rows_N])
             open_N = text.write(step, rows_N, token_N, logp_N, left == len(rows_N))
@@ -249,16 +251,19 @@ class _Text:
 
     def write(self, step: int, rows_M: Any, token_M: Any, logp_M: Any, all_open: bool) -> Any:
         """Append to those of rows_M that are open; returns which of them still are."""
+        rows, token, logp = rows_M, token_M, logp_M
         if not all_open:
             was_M = self.open_N[rows_M]
             rows, token, logp = rows_M[was_M], token_M[was_M], logp_M[was_M]
-        else:
-            rows, token, logp = rows_M, token_M, logp_M
+        elif len(rows_M) == len(self.open_N):  # all there are: no numbers to look up
+            rows = slice(None)
         self.token_NR[rows, step] = token
         self.logp_NR[rows, step] = logp
         self.length_N[rows] = step + 1
-        self.open_N[rows] = ~torch.isin(token, self.ends)
-        for row in rows.tolist() if self.stop else ():
+        self.open_N[rows] = (token[:, None] != self.ends).all(-1)
+        if not self.stop:
+            return self.open_N[rows_M]
+        for row in rows_M.tolist():
             if self.open_N[row] and self._stopped(row, step + 1):
                 self.open_N[row] = False
         return self.open_N[rows_M]

@@ -22,6 +22,7 @@ from selfloop.engines.hf_adapters import (
     need_four_bits,
 )
 from selfloop.engines.hf_patches import as_products
+from selfloop.engines.hf_windows import at_once
 from selfloop.optimize.parts import freeze_parts, frozen_parts, part_of
 from selfloop.roles import SelfloopError
 
@@ -90,6 +91,7 @@ def load(model: str | Path, *, lora: LoRA | None = None, dtype: str = "float32",
     net = _load_model(folder, dtype, device, bits=lora.bits if lora else None)
     freeze_parts(net, frozen)
     as_products(net)
+    at_once(net)
     return Loaded(net, processor, folder, None if lora is None else adapted(net, lora))
 
 

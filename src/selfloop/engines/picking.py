@@ -6,16 +6,18 @@ import torch
 
 from selfloop.roles import Sampling
 
+_BELOW_ONE = 1 - 2.0**-52
+"""Times any float64, this rounds to one that is smaller."""
+
 
 def pick(logits_NV: torch.Tensor, uniform_N: torch.Tensor, sampling: Sampling,
-         banned_V: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+         banned_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """One token a row, by inverse CDF in float64 (the likeliest when greedy), and its log-prob.
 
-    The log-prob is after temperature (1 when greedy) and banned tokens, before top-k, top-p and
-    min-p.
+    The log-prob is after temperature (1 when greedy) and without the banned tokens (`banned_B`,
+    by number), before top-k, top-p and min-p.
     """
-    wide_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
-    wide_NV = wide_NV.masked_fill(banned_V, -torch.inf)
+    wide_NV = _allowed(logits_NV, banned_B)
     if sampling.temperature == 0:
         token_N = wide_NV.argmax(-1)
         return token_N, wide_NV.gather(1, token_N[:, None])[:, 0] - torch.logsumexp(wide_NV, -1)
@@ -26,14 +28,13 @@ def pick(logits_NV: torch.Tensor, uniform_N: torch.Tensor, sampling: Sampling,
     cdf_NV = p_NV.cumsum_(-1)  # tables of the vocabulary's width: as few as can be
     total_N1 = cdf_NV[:, -1:]
     # Strictly below the total, so that the token found always has probability of its own.
-    point_N1 = torch.minimum(uniform_N[:, None] * total_N1,
-                             torch.nextafter(total_N1, torch.zeros_like(total_N1)))
+    point_N1 = uniform_N.clamp(max=_BELOW_ONE)[:, None] * total_N1
     token_N = torch.searchsorted(cdf_NV, point_N1, right=True)[:, 0]
     return token_N, logp_NV.gather(1, token_N[:, None])[:, 0]
 
 
 def pick_apart(logits_NV: torch.Tensor, uniform_N: torch.Tensor, sampling: Sampling,
-               banned_V: torch.Tensor, group_N2: torch.Tensor, open_N: torch.Tensor
+               banned_B: torch.Tensor, group_N2: torch.Tensor, open_N: torch.Tensor
                ) -> tuple[torch.Tensor, torch.Tensor]:
     """As `pick`, where draw i of a job avoids what its draws before i have picked in this step.
 
@@ -42,8 +43,7 @@ def pick_apart(logits_NV: torch.Tensor, uniform_N: torch.Tensor, sampling: Sampl
     those draws that picked it from its log-prob after temperature (Vijayakumar et al. 2016, arXiv
     1610.02424, eq. 4 with Hamming distance); the log-prob that is given is the one before.
     """
-    wide_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
-    wide_NV = wide_NV.masked_fill(banned_V, -torch.inf)
+    wide_NV = _allowed(logits_NV, banned_B)
     heat = sampling.temperature or 1.0
     logp_NV = torch.log_softmax(wide_NV / heat, -1)
     job_N = torch.unique(group_N2[:, 0], return_inverse=True)[1]
@@ -53,9 +53,15 @@ def pick_apart(logits_NV: torch.Tensor, uniform_N: torch.Tensor, sampling: Sampl
     for draw in range(int(group_N2[:, 1].max()) + 1):
         mine_M = (group_N2[:, 1] == draw).nonzero()[:, 0]
         lowered_MV = logp_NV[mine_M] - sampling.diversity * taken_JV[job_N[mine_M]]
-        token_N[mine_M] = pick(lowered_MV * heat, uniform_N[mine_M], sampling, banned_V)[0]
+        token_N[mine_M] = pick(lowered_MV * heat, uniform_N[mine_M], sampling, banned_B)[0]
         taken_JV[job_N[mine_M], token_N[mine_M]] += open_N[mine_M].to(taken_JV.dtype)
     return token_N, logp_NV.gather(1, token_N[:, None])[:, 0]
+
+
+def _allowed(logits_NV: torch.Tensor, banned_B: torch.Tensor) -> torch.Tensor:
+    """A copy, in float32 or wider, in which banned tokens are at minus infinity."""
+    wide = torch.promote_types(logits_NV.dtype, torch.float32)
+    return logits_NV.to(wide, copy=True).index_fill_(1, banned_B, -torch.inf)
 
 
 def filtered(p_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:

@@ -159,11 +159,18 @@ def wide_logps(logits_NV: torch.Tensor, ids_N: torch.Tensor, temperature_N: torc
     """As `token_logps`, but the matrix that rows.Wide describes; keeps the whole distribution."""
     wide = torch.promote_types(logits_NV.dtype, torch.float32)
     z_NV = logits_NV.to(wide) / temperature_N[:, None].to(wide)
-    logp_NV = torch.log_softmax(z_NV.masked_fill(banned_V, -torch.inf), -1)
+    banned_B = numbers(banned_V)
+    logp_NV = torch.log_softmax(z_NV.index_fill(1, banned_B, -torch.inf), -1)
     found_NC = columns(logp_NV, ids_N, ask)
     if not entropy:
         return found_NC, None
-    return found_NC, -(logp_NV.exp() * logp_NV.masked_fill(banned_V, 0.0)).sum(-1)
+    return found_NC, -(logp_NV.exp() * logp_NV.index_fill(1, banned_B, 0.0)).sum(-1)
+
+
+def numbers(banned_V: torch.Tensor) -> torch.Tensor:
+    """[B]: suppressed tokens by number. Filling a few columns takes a tenth of what filling by a
+    mask as wide as the vocabulary does."""
+    return banned_V.nonzero()[:, 0]
 
 
 _BLOCK = 2**21
@@ -180,31 +187,32 @@ class _TokenLogps(_Function):  # type: ignore[misc]
                 entropy: bool, spent: bool) -> tuple[torch.Tensor, torch.Tensor]:
         wide = torch.promote_types(logits_NV.dtype, torch.float32)
         ctx.spent = spent and logits_NV.dtype == wide
+        banned_B = numbers(banned_V)
         lse_N, logp_N, entropy_N = (
             torch.zeros(len(ids_N), dtype=wide, device=logits_NV.device) for _ in range(3))
         for rows in _blocks(logits_NV):
-            z_MV = _scaled(logits_NV[rows], temperature_N[rows], banned_V, ctx.spent)
+            z_MV = _scaled(logits_NV[rows], temperature_N[rows], banned_B, ctx.spent)
             lse_N[rows] = torch.logsumexp(z_MV, -1)
             logp_N[rows] = z_MV.gather(1, ids_N[rows, None])[:, 0] - lse_N[rows]
             if entropy:  # H = lse - sum p z, suppressed tokens (p = 0, z = -inf) left out
                 p_MV = torch.exp(z_MV - lse_N[rows, None])
-                entropy_N[rows] = lse_N[rows] - (p_MV * z_MV.masked_fill(banned_V, 0.0)).sum(-1)
-        ctx.save_for_backward(logits_NV, ids_N, temperature_N, banned_V, lse_N, entropy_N)
+                entropy_N[rows] = lse_N[rows] - (p_MV * z_MV.index_fill(1, banned_B, 0.0)).sum(-1)
+        ctx.save_for_backward(logits_NV, ids_N, temperature_N, banned_B, lse_N, entropy_N)
         ctx.entropy = entropy
         return logp_N, entropy_N
 
     @staticmethod
     def backward(ctx: Any, grad_N: Any, grad_entropy_N: Any) -> Any:
-        logits_NV, ids_N, temperature_N, banned_V, lse_N, entropy_N = ctx.saved_tensors
+        logits_NV, ids_N, temperature_N, banned_B, lse_N, entropy_N = ctx.saved_tensors
         found_NV = logits_NV if ctx.spent else torch.empty_like(logits_NV)
         for rows in _blocks(logits_NV):
             z_MV = logits_NV[rows] if ctx.spent else _scaled(
-                logits_NV[rows], temperature_N[rows], banned_V, False)
+                logits_NV[rows], temperature_N[rows], banned_B, False)
             logp_MV = z_MV.sub_(lse_N[rows, None])
             if ctx.entropy:
                 p_MV = logp_MV.exp()
                 # dH/dz = -p (log p + H)
-                logp_MV.masked_fill_(banned_V, 0.0).add_(entropy_N[rows, None])
+                logp_MV.index_fill_(1, banned_B, 0.0).add_(entropy_N[rows, None])
                 logp_MV.mul_(-grad_entropy_N[rows, None]).sub_(grad_N[rows, None]).mul_(p_MV)
             else:
                 logp_MV.exp_().mul_(-grad_N[rows, None])
@@ -225,10 +233,10 @@ def _all_one(temperature_M: Any) -> bool:
     return bool((temperature_M == 1).all())
 
 
-def _scaled(logits_MV: Any, temperature_M: Any, banned_V: Any, spent: bool) -> Any:
+def _scaled(logits_MV: Any, temperature_M: Any, banned_B: Any, spent: bool) -> Any:
     """Logits over temperature, suppressed tokens at minus infinity; in place if `spent`."""
     z_MV = logits_MV if spent else logits_MV.to(
         torch.promote_types(logits_MV.dtype, torch.float32), copy=True)
     if not _all_one(temperature_M):
         z_MV.div_(temperature_M[:, None].to(z_MV.dtype))
-    return z_MV.masked_fill_(banned_V, -torch.inf)
+    return z_MV.index_fill_(1, banned_B, -torch.inf)
