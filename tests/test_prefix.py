@@ -206,8 +206,8 @@ def test_longer_rows_are_checked_again(engine: HFEngine, monkeypatch: pytest.Mon
     scorer(rows)
     scorer(rows)
     assert len(looked) == 1
-    longer = [Row((*r.token_ids, *r.token_ids[-1:] * 200), (
-        *r.trained, *(True,) * 200), r.media, r.prompt) for r in rows]
+    longer = [Row((*r.token_ids, *r.token_ids[-1:] * 100), (
+        *r.trained, *(True,) * 100), r.media, r.prompt) for r in rows]
     scorer(longer)
     assert len(looked) == 2
 
