@@ -29,7 +29,7 @@ from selfloop.types import Media
 
 WORTH = 64
 """Tokens that sharing must save in a call: answers take a second pass through the layers."""
-LEAST = 16
+LEAST = 12
 """It must save one in so many, pictures counted: attention in two parts costs some percent more."""
 
 
