@@ -71,6 +71,23 @@ def test_what_a_run_keeps_reads_back_as_the_same_config(write, tmp_path: Path) -
     (BASE + "model: twice\n", ["line 7", "twice", "line 1"]),
     (BASE + "a: [1,\n", ["run.yaml, line", "not YAML"]),
     (BASE + "iterations: 0\n", ["line 7", "iterations", "greater"]),
+    (BASE + "iterations: many\n", ["line 7", "'many'", "expected a whole number"]),
+    (BASE + "features: perhaps\n", ["line 7", "expected true or false"]),
+    (BASE + "dtype: [a]\n", ["line 7", "expected text"]),
+    (BASE + "options: 4\n", ["line 7", "write {name: value}"]),
+    (BASE + "freeze: vision\n", ["line 7", "expected a list: write freeze: [vision]"]),
+    (BASE + "gate: 0.1\n", ["line 7", "(alpha, min_gain, ", "write gate: {alpha: ...}"]),
+    (BASE.replace("  train: data/train.jsonl\n", "  train: [a, b]\n"),
+     ["line 3", "data.train", "expected one path"]),
+    ("model: embedded\nverifier: exact\ndata: train.jsonl\n",
+     ["line 3", "data = 'train.jsonl'", "write data: {train: train.jsonl}"]),
+    # Where a key may be several things: all of them, or what was wrong with the one meant.
+    (BASE + "audit: strict\n", ["line 7", "expected 'off', or keys of its own (allow, "]),
+    (BASE + "network: a.com\n", ["line 7", "expected 'none', or a list: write network: [a.com]"]),
+    (BASE + "suites: {path: a}\n", ["line 7", "'none', or a list: write suites: [{path: a}]"]),
+    (BASE + "suites: [a.jsonl]\n", ["suites.0", "write {path: a.jsonl}"]),
+    (BASE + "suites: [{path: a}]\n", ["the key 'suites.0.verifier' is missing"]),
+    (BASE + "suites: [{path: a, verifier: exact, x: 1}]\n", ["unknown key 'suites.0.x'"]),
     (BASE + "budget: soon\n", ["line 7", "budget", "10m"]),
     (BASE + "n: 4\n", ["line 7", "'options.n'"]),
     (BASE + "prompt: chain\n", ["line 7", "chain of thought"]),
@@ -82,13 +99,14 @@ def test_mistakes_in_the_file_are_one_line(write, text: str, said: list[str]) ->
     with pytest.raises(SelfloopError) as caught:
         load_config(write(text))
     assert "\n" not in str(caught.value)
+    assert "literal[" not in str(caught.value) and "Input should" not in str(caught.value)
     for part in said:
         assert part in str(caught.value)
 
 
 @pytest.mark.parametrize(("override", "said"), [
     ("optons.n=4", ["'optons.n=4'", "'options'"]),
-    ("iterations=none", ["'iterations=none'", "integer"]),
+    ("iterations=none", ["'iterations=none'", "whole number"]),
     ("seed", ["key=value"]),
     ("seed.x=1", ["seed"]),
 ])

@@ -35,7 +35,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("selfloop.proof", "selfloop.export", "selfloop.methods", "selfloop.composing",
      "selfloop.cleaning", "selfloop.casting",
      "selfloop.exporting",
-     "selfloop.config", "selfloop.config_sections",
+     "selfloop.config", "selfloop.config_sections", "selfloop.config_errors",
      "selfloop.probed",
      "selfloop.probing", "selfloop.choosing", "selfloop.costs", "selfloop.planning",
      "selfloop.judging_costs", "selfloop.step_memory",

@@ -13,7 +13,7 @@ import torch
 from families import FAMILIES
 from selfloop.engines import hf_windows
 from selfloop.engines.hf_load import load
-from selfloop.engines.hf_windows import Windowed, at_once
+from selfloop.engines.hf_windows import Windowed, at_once, says
 
 
 def layers_of(net: Any) -> list[Any]:
@@ -105,6 +105,7 @@ def test_a_layer_that_gives_something_else_is_left_as_it_is():
         assert layer(torch.ones(4, 3), cu_seqlens=two).tolist() == [[1.0] * 3] * 4
     assert layer.ran == [hf_windows.NAME, "sdpa", "sdpa", "sdpa", "sdpa"]
     assert layer.config._attn_implementation == "sdpa"
+    assert says(layer) == "Own: one after another (that gives something else)"
 
 
 def test_what_it_is_not_for_takes_the_layers_own_way():
@@ -116,9 +117,11 @@ def test_what_it_is_not_for_takes_the_layers_own_way():
     layer.config._attn_implementation_internal = "sdpa"
     layer.train()(torch.ones(4, 3), cu_seqlens=two)  # it may drop out at random
     assert layer.ran == ["sdpa", "sdpa", "eager", "sdpa"] and type(layer)._same is None
+    assert says(layer) == "Own: not met yet" and says(torch.nn.Linear(1, 1)) == ""
     layer.eval()(torch.ones(4, 3), cu_seqlens=two)
     layer(torch.ones(4, 3), cu_seqlens=two)
     assert layer.ran[4:] == [hf_windows.NAME, "sdpa", hf_windows.NAME, hf_windows.NAME]
+    assert says(layer) == "Own: in one call"
 
 
 def test_a_layer_that_cannot_be_run_so_is_left_as_it_is():
@@ -133,6 +136,7 @@ def test_a_layer_that_cannot_be_run_so_is_left_as_it_is():
     for _ in range(2):
         assert layer(torch.ones(4, 3), cu_seqlens=torch.tensor([0, 2, 4])).sum() == 12
     assert type(layer)._same is False and layer.config._attn_implementation == "sdpa"
+    assert says(layer) == "Refusing: one after another (ValueError: no flash-attention here)"
 
 
 def test_names_weights_and_copies_stay():

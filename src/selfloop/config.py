@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from pydantic import BaseModel, Field, JsonValue, ValidationError, field_validator
 
-from selfloop import casting, yaml_lines
+from selfloop import casting, config_errors, yaml_lines
 from selfloop.auditing import setting
 from selfloop.calling import closest
 from selfloop.config_sections import (
@@ -212,13 +212,8 @@ def _recipe_options(method: Any) -> set[str]:
 def _first(error: ValidationError, lines: Mapping[tuple[str, ...], int], path: Path,
            overrides: Sequence[str]) -> str:
     """The first thing that pydantic found, as one line."""
-    first = error.errors()[0]
-    at = tuple(str(step) for step in first["loc"])
-    where = _where(at, lines, path, overrides)
-    if first["type"] == "missing":
-        return f"{where}: the key {'.'.join(at)!r} is missing: add it"
-    what = str(first["msg"]).removeprefix("Value error, ")
-    return f"{where}: {'.'.join(at)} = {repr(first['input'])[:80]}: {what}"[:400]
+    at, what = config_errors.first(error)
+    return f"{_where(at, lines, path, overrides)}: {what}"[:500]
 
 
 def _absolute(config: RunConfig, home: Path) -> RunConfig:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -229,13 +230,12 @@ def _paths(engine: Any) -> Iterator[Finding]:
     """What a prompt leaves behind, and whether its answers may share it: sampling, learning."""
     from transformers import DynamicCache
 
+    from selfloop.engines.hf_windows import says
+
     text = engine.model.config.get_text_config(decoder=True)
-    kinds: dict[str, int] = {}
-    for layer in DynamicCache(config=text).layers:
-        name = type(layer).__name__
-        kinds[name] = kinds.get(name, 0) + 1
-    listed = ", ".join(f"{name} x{count}" for name, count in sorted(kinds.items()))
-    yield Finding("ok", f"cache: {listed or 'keys and values'}")
+    kinds = Counter(type(layer).__name__ for layer in DynamicCache(config=text).layers)
+    yield Finding("ok", "cache: " + (", ".join(f"{name} x{n}" for name, n in sorted(kinds.items()))
+                                     or "keys and values"))
     why = engine.sampler.why_not
     yield Finding("warning", f"sampling path: a copy of the prompt for each draw: {why}",
                   "sampling works, only slower") if why \
@@ -245,14 +245,15 @@ def _paths(engine: Any) -> Iterator[Finding]:
     engine.sampler.recorder.after = 0  # at once
     turns = engine.generate([request], engine.version)[0]
     if not why:
-        yield Finding("ok", "sampling steps: through the model's code: "
-                      f"{engine.sampler.recorder.says}" if engine.sampler.recorder.says
-                      else "sampling steps: recorded")
+        slow = engine.sampler.recorder.says
+        yield Finding("ok", "sampling steps: " + (
+            f"through the model's code: {slow}" if slow else "recorded"))
+    if towers := says(engine.model):
+        yield Finding("ok", f"windows of the vision tower: {towers}")
     rows = [row for turn in turns
             for row in engine.rows(Branch(context=request.context, turns=(turn,)))]
     gaps = engine.compare(rows)
-    path = engine.training_path
-    if path == "shared prefix":
+    if (path := engine.training_path) == "shared prefix":
         yield Finding("ok", "training path: shared prefix; beside the plain path log-probs differ "
                       f"by {gaps[0]:.1g}, gradients by {gaps[1]:.1g} of their norm")
     else:
@@ -268,8 +269,7 @@ def _lora(engine: Any) -> Iterator[Finding]:
         names = ", ".join(f"{name} x{count}" for name, count in sorted(found.items()))
         yield Finding("ok", f"LoRA targets: {names}")
     else:
-        yield Finding("warning", "no linear layers found in the language model",
-                      "train without LoRA")
+        yield Finding("warning", "no linear layers in the language model", "train without LoRA")
 
 
 _CHECKS: dict[str, Callable[[Any], Iterator[Finding]]] = {

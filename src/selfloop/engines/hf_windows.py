@@ -30,6 +30,8 @@ class Windowed:
     training: bool
     _same: bool | None = None
     """Of the class: whether it has been compared, and what was found."""
+    _why: str = ""
+    """What stands in the way."""
 
     def forward(self, *args: Any, **named: Any) -> Any:
         """As the layer's own, up to the order of sums."""
@@ -59,10 +61,13 @@ class Windowed:
         except Exception as error:  # whatever it is, the layer's own code is right
             if out_of_memory(error):
                 raise
+            type(self)._why = f"{type(error).__name__}: {str(error).strip()[:200]}"
             return False
         a, b = (x[0] if isinstance(x, tuple) else x for x in (found, expected))
         near = NEAR.get(b.dtype, 0.05)
-        return a.shape == b.shape and bool((a - b).abs().max() <= near * b.abs().max())
+        same = a.shape == b.shape and bool((a - b).abs().max() <= near * b.abs().max())
+        type(self)._why = "" if same else "that gives something else"
+        return same
 
 
 def at_once(net: torch.nn.Module) -> None:
@@ -77,6 +82,16 @@ def at_once(net: torch.nn.Module) -> None:
             if kind not in made:
                 made[kind] = type(kind.__name__, (Windowed, kind), {"__module__": kind.__module__})
             module.__class__ = made[kind]
+
+
+def says(net: torch.nn.Module) -> str:
+    """How each kind of layer attends to its windows, as `selfloop doctor` tells it; "" where no
+    tower has any."""
+    kinds = {type(m): None for m in net.modules() if isinstance(m, Windowed)}
+    return ", ".join(
+        f"{kind.__name__}: " + ("in one call" if kind._same else "not met yet"
+                                if kind._same is None else f"one after another ({kind._why})")
+        for kind in kinds)
 
 
 def attention(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, *,
