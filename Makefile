@@ -17,7 +17,8 @@ demo: setup
 	$(BIN)/selfloop demo
 
 test: setup
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	# Files in their order: by number of tests, those with few long ones would all come last.
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 proof: setup
 	scripts/proof

@@ -107,9 +107,17 @@ def test_shared_equals_plain(name: str, dtype: torch.dtype) -> None:
     hold(name, dtype)
 
 
-@pytest.mark.parametrize("name", sorted(set(FAMILIES) - set(EXPECTED_PLAIN)))
-@pytest.mark.parametrize(("few", "again"), [(10**9, False), (0, False), (0, True)],
-                         ids=["masked", "merged", "merged, checkpointed"])
+BY_DEFAULT = ("llava", "qwen2_5_vl", "gemma3", "qwen3_5")
+"""Families whose one pass is tried with checkpointing as well in the default run: plain, with
+places in three numbers, with windows, with states. The others' is behind `slow`."""
+
+
+@pytest.mark.parametrize(("name", "few", "again"), [
+    pytest.param(name, few, again, id=f"{label}-{name}",
+                 marks=[pytest.mark.slow] if again and name not in BY_DEFAULT else [])
+    for label, few, again in (("masked", 10**9, False), ("merged", 0, False),
+                              ("merged, checkpointed", 0, True))
+    for name in sorted(set(FAMILIES) - set(EXPECTED_PLAIN))])
 def test_one_prompt_in_one_pass_equals_plain(
         monkeypatch: pytest.MonkeyPatch, name: str, few: int, again: bool) -> None:
     monkeypatch.setattr(attend, "_FEW", few)
