@@ -12,7 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
-from bench import baselines, grid, measure, table, vllm_peer
+from bench import baselines, grid, measure, models, table, vllm_peer
 from bench.__main__ import main, options, points, tasks
 from bench.agreement import Disagreement, compare
 from bench.grid import Point
@@ -20,6 +20,8 @@ from bench.measure import Ratio, race, ratio
 from bench.results import Result, Store
 from bench.runner import run, too_large
 from bench.tasks import Task
+
+from selfloop.doctor import diagnose
 
 MACHINE = {"processor": "one", "cores": 2, "threads": 1, "memory_gib": 8, "system": "Linux",
            "python": "3", "versions": {"torch": "2"}, "commit": "abc"}
@@ -161,3 +163,9 @@ def test_both_sides_do_the_same_work(tmp_path_factory, section, kind):
         assert found.agreement == {"equal_greedy_tokens": 1.0}
     else:
         assert found.agreement["logp"] < 1e-4 and found.agreement["gradient"] < 1e-3
+
+
+def test_the_doctor_tells_how_its_tower_attends_to_windows(tmp_path):
+    models.images_only()
+    told = [f.what for f in diagnose(str(models.build("qwen2_5_vl", 2, tmp_path)))]
+    assert "windows of the vision tower: Qwen2_5_VLVisionAttention: in one call" in told

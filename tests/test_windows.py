@@ -9,10 +9,8 @@ from unittest import mock
 
 import pytest
 import torch
-from bench import models
 
 from families import FAMILIES
-from selfloop.doctor import diagnose
 from selfloop.engines import hf_windows
 from selfloop.engines.hf_load import load
 from selfloop.engines.hf_windows import Windowed, at_once, says
@@ -130,7 +128,7 @@ def test_a_layer_that_cannot_be_run_so_is_left_as_it_is():
     class Refusing(Layer):
         def forward(self, x_SD: torch.Tensor, cu_seqlens: Any = None) -> torch.Tensor:
             if self.config._attn_implementation == hf_windows.NAME:
-                raise ValueError("no flash-attention here")
+                raise ValueError("no flash-attention here\nand more about it")
             return x_SD
 
     layer = Refusing().eval()
@@ -158,9 +156,3 @@ def test_the_engine_loads_its_models_so(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text("{}")
     with mock.patch("selfloop.engines.hf_load.load_processor", return_value=SimpleNamespace()):
         assert layers_of(load(tmp_path).model)
-
-
-def test_the_doctor_tells_how(tmp_path):
-    models.images_only()
-    told = [f.what for f in diagnose(str(models.build("qwen2_5_vl", 2, tmp_path)))]
-    assert "windows of the vision tower: Qwen2_5_VLVisionAttention: in one call" in told

@@ -61,7 +61,8 @@ class Windowed:
         except Exception as error:  # whatever it is, the layer's own code is right
             if out_of_memory(error):
                 raise
-            type(self)._why = f"{type(error).__name__}: {str(error).strip()[:200]}"
+            first = (str(error).strip().splitlines() or [""])[0][:200]
+            type(self)._why = f"{type(error).__name__}: {first}"
             return False
         a, b = (x[0] if isinstance(x, tuple) else x for x in (found, expected))
         near = NEAR.get(b.dtype, 0.05)
