@@ -145,6 +145,40 @@ def test_a_picture_that_is_gone_when_the_run_starts(tmp_path: Path) -> None:
     assert "row 3" in line and row["images"][0] in line
 
 
+def test_what_check_says_of_a_model_that_is_not_there(tmp_path: Path) -> None:
+    path = str(with_splits(tmp_path))
+    assert json.loads(call("check", path, "--json").stdout)["ok"]
+    assert json.loads(call("check", path, "model=owner/name", "--json").stdout)["ok"]  # not asked
+    (tmp_path / "empty").mkdir()
+    for model, said in (("nosuch", "model: no model folder at "), ("empty", "has no config.json")):
+        found = json.loads(call("check", path, f"model={model}", "--json", code=1).stdout)["found"]
+        assert [f["where"] for f in found] == ["model"] and said in f"model: {found[0]['what']}"
+    judge = "engines.judge={model: ./gone}"
+    found = json.loads(call("check", path, judge, "--json", code=1).stdout)["found"]
+    assert found[0]["where"] == "engines.judge" and "no model folder at" in found[0]["what"]
+
+
+def test_a_device_that_is_not_there(tmp_path: Path) -> None:
+    path = str(with_splits(tmp_path))
+    line = refused("run", path, "device=xpu:3")
+    assert "device='xpu:3': this torch cannot use it" in line and "device=auto" in line
+
+
+def test_options_that_cannot_be_meant_are_refused_before_anything_is_asked(tmp_path: Path) -> None:
+    path = str(with_splits(tmp_path))
+    for name in ("../up", "a/b", "..", str(tmp_path / "x")):
+        assert "expected a plain name" in refused("run", path, "--name", name)
+    assert not (tmp_path / "runs").exists()
+    dev = ["eval", "embedded", "--on", str(tmp_path / "dev" / "dev.jsonl")]
+    assert "no prompt style 'nosuch'" in refused(*dev, "--style", "nosuch")
+    assert "--adjust nosuch: expected " in refused(*dev, "--adjust", "nosuch")
+    assert "given as `--on FILE` alone" in refused("eval", "embedded", "--on", f"mine={path}")
+    assert not (tmp_path / "runs").exists()
+    assert "run.yaml is a file: `selfloop demo` takes the folder" in refused("demo", path)
+    rows = str(tmp_path / "dev" / "dev.jsonl")
+    assert "a run.yaml is wanted here: `selfloop init`" in refused("run", rows)
+
+
 def test_a_label_column_that_is_missing(tmp_path: Path) -> None:
     images, labels = pictures(tmp_path, 6)
     rows = [json.loads(line) for line in labels.read_text().splitlines()]

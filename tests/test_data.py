@@ -213,11 +213,20 @@ BAD = {
                       "1 <image> markers in the text but 2 pictures"),
     "no pictures": ({"prompt": "<image> a?"}, "1 <image> markers in the text but 0 pictures"),
     "no such picture": ({"prompt": "a?", "image": "gone.png"}, "gone.png: no such picture"),
-    "an address": ({"prompt": "a?", "image": "https://x.org/a.png"}, "never fetches pictures"),
+    "an address": ({"prompt": "a?", "image": "https://x.org/a.png"},
+                   "https://x.org/a.png: download it first; selfloop never fetches pictures"),
+    "an address of a video": ({"prompt": "a?", "video": "https://x.org/a.mp4"}, "https://x.org/"),
+    "an empty name": ({"prompt": "a?", "image": ""}, "field 'image': an empty name; name its file"),
+    "a folder": ({"prompt": "a?", "image": "."}, "a folder where a file should be"),
+    "another picture beside": ({"prompt": "a?", "images": ["0.png"], "image": "1.png"},
+                               "field 'image': it holds what 'images' does not, and only 'images' "
+                               "is shown; put everything into 'images'"),
+    "another video beside": ({"prompt": "a?", "videos": ["a.mp4"], "video": "b.mp4"},
+                             "field 'video': it holds what 'videos' does not"),
     "not a picture": ({"prompt": "a?", "image": "rows.jsonl"}, "not a picture"),
     "no question": ({"qestion": "a?", "answer": "b"}, "did you mean 'question' by 'qestion'"),
     "a misspelt label": ({"prompt": "a?", "lable": "b"}, "no label column among the columns"),
-    "an empty question": ({"prompt": ""}, "no question"),
+    "an empty question": ({"prompt": ""}, "field 'prompt': it is empty; give the row"),
     "a video": ({"prompt": "a?", "videos": ["a.mp4"]}, "a.mp4: no such"),
     "a strange role": ({"messages": [{"role": "boss", "content": "a"}]}, "the role 'boss'"),
     "a KTO row": ({"prompt": "a?", "completion": "b", "label": True}, "(KTO)"),
@@ -235,6 +244,26 @@ def test_bad_rows_are_named(folder, kind):
     assert "1 more bad rows" in text
     samples = load(path, on_bad="report")
     assert len(samples) == 1 and [p.row for p in samples.problems] == [2, 3]
+
+
+def test_the_same_picture_in_two_columns_is_one(folder):
+    twice = {"prompt": "a?", "images": ["0.png"], "image": "0.png"}
+    assert len(one(folder, twice).media) == 1
+    assert len(one(folder, {**twice, "image": ["0.png"]}).media) == 1
+    assert len(one(folder, {**twice, "images": [], "image": "1.png"}).media) == 1
+    picture = Image.open(folder / "0.png")
+    row = {"prompt": "a?", "images": [picture], "image": picture}
+    assert len(load([row], images=folder / "kept")[0].media) == 1
+    with pytest.raises(SelfloopError, match="field 'image'"):
+        load([{**row, "image": Image.new("RGB", (4, 4))}], images=folder / "kept")
+
+
+def test_pictures_that_are_missing_in_some_rows_are_told(folder):
+    rows = [{"prompt": f"{i}?", "answer": "b", "image": "0.png" if i else None} for i in range(3)]
+    assert "1 of 3 samples have no picture or sound, the others do" in \
+        load(written(folder / "rows.jsonl", rows)).notes
+    assert not load(written(folder / "rows.jsonl", rows[1:])).notes
+    assert not load(written(folder / "rows.jsonl", rows[:1])).notes
 
 
 def test_a_text_too_long_for_a_files_name_is_no_file(folder):
@@ -263,12 +292,29 @@ def test_broken_lines_and_files_are_named(folder):
     (folder / "t.csv").write_text("prompt,answer\na,b,c\n")
     with pytest.raises(SelfloopError, match="row 1: more cells than the header"):
         load(folder / "t.csv")
+    (folder / "s.csv").write_text("prompt;answer\nhow much?;1,5\n")  # where , is the decimal sign
+    assert load(folder / "s.csv")[0].answer == "1,5"
     (folder / "empty.jsonl").write_text("\n")
     with pytest.raises(SelfloopError, match="no rows"):
         load(folder / "empty.jsonl")
     for source in ("gone.jsonl", "https://x.org/a.jsonl", 7):
         with pytest.raises(SelfloopError, match=r"no such file|download it first|cannot load"):
             load(source)
+
+
+def test_files_that_are_not_utf_8_are_named_with_the_mend(folder):
+    row = '{"prompt": "wie groß?", "answer": "b"}\n'
+    path = folder / "rows.jsonl"
+    path.write_bytes(b'{"prompt": "a?", "answer": "b"}\n' + row.encode("latin-1"))
+    said = str(load(path, on_bad="report").problems[0])
+    assert "row 2: not UTF-8 (invalid " in said and "at byte 19); save it as UTF-8" in said
+    for name, text in (("a.jsonl", row), ("b.jsonl", "")):
+        (folder / name).write_text(row + text, encoding="utf-16")
+        with pytest.raises(SelfloopError, match=rf"{name}: it is in UTF-16: save it as UTF-8"):
+            load(folder / name)
+    (folder / "t.csv").write_bytes("prompt,answer\nwie groß?,b\n".encode("latin-1"))
+    with pytest.raises(SelfloopError, match=r"t\.csv: not UTF-8 .* at byte \d+\): save it as"):
+        load(folder / "t.csv")
 
 
 # -- the view -----------------------------------------------------------------------------------

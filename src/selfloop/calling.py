@@ -34,26 +34,26 @@ def parameters(component: Any) -> dict[str, inspect.Parameter]:
 def reads(component: Any) -> frozenset[str]:
     """Which gold values a component declares that it reads, through anything it wraps."""
     names = frozenset(parameters(component)) & frozenset(LABELS)
-    for inner in _inner(component):
+    for inner in wrapped(component):
         names |= reads(inner)
     return names
 
 
 def asks_a_model(component: Any) -> bool:
     """Whether a component asks a model: it names `generate`, or anything that it wraps does."""
-    return "generate" in parameters(component) or any(map(asks_a_model, _inner(component)))
+    return "generate" in parameters(component) or any(map(asks_a_model, wrapped(component)))
 
 
 def among_groups(component: Any) -> list[Any]:
     """Those of the components that it wraps, at any depth, that judge whole groups."""
-    return [found for inner in _inner(component) for found in
+    return [found for inner in wrapped(component) for found in
             ([inner] if "group" in parameters(inner) else among_groups(inner))]
 
 
 def compares(component: Any) -> bool:
     """Whether a component says, by `compares = True`, that it judges answers by each other; or
     anything that it wraps does."""
-    return bool(getattr(component, "compares", False)) or any(map(compares, _inner(component)))
+    return bool(getattr(component, "compares", False)) or any(map(compares, wrapped(component)))
 
 
 def gold(component: Any, sample: Sample) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def gold(component: Any, sample: Sample) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name in declared}
 
 
-def _inner(component: Any) -> list[Any]:
+def wrapped(component: Any) -> list[Any]:
     """Components held in the fields of a dataclass component."""
     if not is_dataclass(component) or isinstance(component, type):
         return []

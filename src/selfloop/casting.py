@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from selfloop.config_sections import ConfigPart, LoRAConfig
+from selfloop.config_sections import ConfigPart, Device, Dtype, LoRAConfig
 from selfloop.durations import seconds
 from selfloop.roles import SelfloopError, component_named
 
@@ -36,7 +36,7 @@ _SERVER = ("api_key_env", "concurrency", "budget", "token_budget", "logprobs", "
 class PricesConfig(BaseModel):
     """Dollars for a million tokens."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     prompt: float = Field(ge=0)
     completion: float = Field(ge=0)
 
@@ -44,7 +44,7 @@ class PricesConfig(BaseModel):
 class EngineConfig(BaseModel):
     """One role's engine: a model on a server (with `base_url`), or a local folder or hub id."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     model: str
     base_url: str | None = None
     """The address that ends in /v1 of any OpenAI-compatible server."""
@@ -71,8 +71,8 @@ class EngineConfig(BaseModel):
     records: str | None = None
     """A file of recorded answers; by default the run keeps its own."""
     replay_only: bool = False
-    dtype: str = "float32"
-    device: str = "auto"
+    dtype: Dtype = "float32"
+    device: Device = "auto"
     threads: int | None = Field(None, ge=1)
     max_batch_tokens: int = Field(32768, ge=16)
 

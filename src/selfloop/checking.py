@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from selfloop.auditing.said import said_as_gold
+from selfloop.casting import EngineConfig
 from selfloop.config import RunConfig, build_loop
 from selfloop.data import Samples, load
 from selfloop.doors import Doors
+from selfloop.engines.model_folder import check_files, local
 from selfloop.gathering import clusters
 from selfloop.judging_costs import unplayed
 from selfloop.methods import METHODS, verifier_named
@@ -68,7 +70,7 @@ def check(config: RunConfig) -> Checked:
     method = config.method if config.method != "auto" else "star"
     loop = build_loop(config.model_copy(update={"method": method}))
     verifier = verifier_named(config.verifier, config.home)
-    found: list[Found] = []
+    found = _folders(config)
     sets = {name: _loaded(name, path, config.data.frames, found) for name in SPLITS
             if (path := getattr(config.data, name)) is not None}
     library = Library()
@@ -88,6 +90,21 @@ def check(config: RunConfig) -> Checked:
     printed = repr(loop) if config.method != "auto" else (
         "# method: auto is chosen by `selfloop plan`; star would be\n" + repr(loop))
     return Checked(printed, counts, checked, tuple(found))
+
+
+def _folders(config: RunConfig) -> list[Found]:
+    """What the folders of the models lack; a hub id is not asked for."""
+    models = {"model": config.model_path} | {
+        f"engines.{role}": how.model for role, how in config.engines.items()
+        if isinstance(how, EngineConfig) and how.base_url is None}
+    found = []
+    for key, model in models.items():
+        try:
+            if (folder := local(model)) is not None:
+                check_files(folder)
+        except SelfloopError as error:
+            found.append(Found("error", key, str(error)))
+    return found
 
 
 def _loaded(name: str, path: Path, frames: int, found: list[Found]) -> Samples:

@@ -13,16 +13,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, JsonValue, ValidationError, field_validator
+from pydantic import BaseModel, Field, JsonValue, ValidationError, ValidationInfo, field_validator
 
 from selfloop import casting, config_errors, yaml_lines
 from selfloop.auditing import setting
 from selfloop.calling import closest
+from selfloop.config_errors import where
 from selfloop.config_sections import (
     ConfigPart,
     DataConfig,
+    Device,
+    Dtype,
     EvaluationConfig,
     GateConfig,
+    LearningPart,
     LoRAConfig,
     OptimConfig,
     OrganizeConfig,
@@ -32,6 +36,7 @@ from selfloop.config_sections import (
 )
 from selfloop.durations import seconds
 from selfloop.methods import METHODS, build_loop, options_of
+from selfloop.optimize.parts import frozen_parts
 from selfloop.roles import SelfloopError
 
 if TYPE_CHECKING:
@@ -52,15 +57,15 @@ class RunConfig(ConfigPart):
     model: str
     """A from_pretrained folder, a hub id, or "embedded"."""
     lora: LoRAConfig | None = None
-    dtype: str = "float32"
-    compute: str | None = None
+    dtype: Dtype = "float32"
+    compute: Literal["bfloat16"] | None = None
     """bfloat16: mixed precision, over float32 weights and moments."""
-    device: str = "auto"
+    device: Device = "auto"
     checkpointing: bool = False
     """Recompute layers in the backward pass: less memory, about a third more time."""
-    freeze: tuple[str, ...] = ()
+    freeze: tuple[LearningPart, ...] = ()
     """Parts that do not learn: vision, projector, language."""
-    learn: tuple[str, ...] = ()
+    learn: tuple[LearningPart, ...] = ()
     """Or the parts that do: all others are frozen."""
     optim: OptimConfig = Field(default_factory=lambda: OptimConfig.model_validate({}))
     features: bool = True
@@ -135,6 +140,16 @@ class RunConfig(ConfigPart):
             raise ValueError("no such prompt" + closest(value, ["as it is", *STRUCTURES]))
         return value
 
+    @field_validator("freeze", "learn")
+    @classmethod
+    def _something_learns(cls, value: tuple[str, ...], told: ValidationInfo) -> tuple[str, ...]:
+        frozen = value if told.field_name == "freeze" else told.data.get("freeze", ())
+        try:
+            frozen_parts(frozen, value if told.field_name == "learn" else ())
+        except SelfloopError as error:
+            raise ValueError(str(error)) from None
+        return value
+
     @property
     def folder(self) -> Path:
         """Where the run is kept."""
@@ -164,6 +179,9 @@ def load_config(path: str | Path = "run.yaml", overrides: Sequence[str] = ()) ->
     for override in overrides:
         yaml_lines.override(values, override)
     _refuse_unknown(values, lines, path, overrides)
+    if (at := config_errors.infinite(values)) is not None:
+        raise SelfloopError(f"{where(at, lines, path, overrides)}: {'.'.join(at)}: expected a "
+                            "finite number")
     try:
         config = RunConfig.model_validate({**values, "home": path.parent})
     except ValidationError as error:
@@ -171,9 +189,10 @@ def load_config(path: str | Path = "run.yaml", overrides: Sequence[str] = ()) ->
     return _absolute(config, path.parent)
 
 
-_FIELDS: dict[str, type[BaseModel]] = {"": RunConfig, "data": DataConfig, "lora": LoRAConfig,
-                                      "optim": OptimConfig, "audit": setting.AuditConfig,
-                                      "organize": OrganizeConfig, "evaluation": EvaluationConfig}
+_FIELDS: dict[str, type[BaseModel]] = {
+    "": RunConfig, "data": DataConfig, "lora": LoRAConfig, "optim": OptimConfig,
+    "gate": GateConfig, "audit": setting.AuditConfig, "organize": OrganizeConfig,
+    "evaluation": EvaluationConfig}
 
 
 def _refuse_unknown(values: Mapping[str, Any], lines: Mapping[tuple[str, ...], int], path: Path,
@@ -188,19 +207,8 @@ def _refuse_unknown(values: Mapping[str, Any], lines: Mapping[tuple[str, ...], i
             hint = closest(str(key), valid)
             if not section and key in _recipe_options(values.get("method", "auto")):
                 hint = f"; did you mean 'options.{key}'? {hint.rpartition('; ')[2].lstrip(';? ')}"
-            raise SelfloopError(f"{_where(tuple(full.split('.')), lines, path, overrides)}: "
+            raise SelfloopError(f"{where(tuple(full.split('.')), lines, path, overrides)}: "
                                 f"unknown key {full!r}{hint}")
-
-
-def _where(at: tuple[str, ...], lines: Mapping[tuple[str, ...], int], path: Path,
-           overrides: Sequence[str]) -> str:
-    """The override that gave a key, else the file and its line."""
-    for override in overrides:
-        name = tuple(override.partition("=")[0].split("."))
-        if name == at[:len(name)] or at == name[:len(at)]:
-            return repr(override)
-    line = next((lines[at[:n]] for n in range(len(at), 0, -1) if at[:n] in lines), None)
-    return f"{path}, line {line}" if line else str(path)
 
 
 def _recipe_options(method: Any) -> set[str]:
@@ -213,7 +221,7 @@ def _first(error: ValidationError, lines: Mapping[tuple[str, ...], int], path: P
            overrides: Sequence[str]) -> str:
     """The first thing that pydantic found, as one line."""
     at, what = config_errors.first(error)
-    return f"{_where(at, lines, path, overrides)}: {what}"[:500]
+    return f"{where(at, lines, path, overrides)}: {what}"[:500]
 
 
 def _absolute(config: RunConfig, home: Path) -> RunConfig:

@@ -6,7 +6,8 @@ what was wrong with each. Here that is one key, what was expected there and how 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,27 @@ def first(error: ValidationError) -> tuple[tuple[str, ...], str]:
     value = repr(given)
     value = value if len(value) <= 80 else value[:77] + "..."
     return at, f"{key} = {value}: {', or '.join(wanted).replace(', or expected', ', or')}"
+
+
+def where(at: tuple[str, ...], lines: Mapping[tuple[str, ...], int], path: Path,
+          overrides: Sequence[str]) -> str:
+    """The override that gave a key, else the file and its line."""
+    for override in overrides:
+        name = tuple(override.partition("=")[0].split("."))
+        if name == at[:len(name)] or at == name[:len(at)]:
+            return repr(override)
+    line = next((lines[at[:n]] for n in range(len(at), 0, -1) if at[:n] in lines), None)
+    return f"{path}, line {line}" if line else str(path)
+
+
+def infinite(value: object, at: tuple[str, ...] = ()) -> tuple[str, ...] | None:
+    """The place of the first number that is not finite (.inf, .nan), where any value may stand."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return at
+    inside = value.items() if isinstance(value, dict) else enumerate(value) \
+        if isinstance(value, list) else ()
+    return next((found for key, item in inside
+                 if (found := infinite(item, (*at, str(key)))) is not None), None)
 
 
 def _keys(error: Any) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,7 +17,9 @@ from pydantic import (
 
 
 class ConfigPart(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    """A section. Numbers are finite: nothing is meant by others, and nan passes every limit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def _used(value: object) -> object:
@@ -37,6 +40,19 @@ def spelled(value: object) -> object:
         if isinstance(value, dict) else value
 
 
+def _placed(value: object) -> object:
+    if isinstance(value, str) and not _DEVICE.fullmatch(value):
+        raise ValueError("expected auto, cpu, cuda or, of several, cuda:1")
+    return value
+
+
+_DEVICE = re.compile(r"auto|(cpu|cuda|mps|xpu|npu|hpu|mtia|xla)(:\d+)?")
+Device = Annotated[str, BeforeValidator(_placed)]
+"""Where a model runs; whether it is there is told when the model is loaded."""
+Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
+"""What weights are loaded as; auto: as they were saved."""
+LearningPart = Literal["vision", "projector", "language"]
+"""What may learn or not: optimize/parts.py."""
 VerifierName = Annotated[str, BeforeValidator(spelled)]
 """What methods.verifier_named reads: exact, module:name, {use: Quantity, relative: 0.05}."""
 

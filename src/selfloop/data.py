@@ -121,6 +121,10 @@ class _Maker:
 
     def done(self, name: str) -> Samples:
         notes = [f"{text} ({n} rows)" for text, n in self.notes.items()]
+        blind = sum('"media":[' not in line for line in self.lines.values())
+        if 0 < blind < len(self.lines):  # a column that is empty in some rows is easily overlooked
+            notes.append(f"{blind} of {len(self.lines)} samples have no picture or sound, the "
+                         "others do")
         if unsure := sum(n > 1 for n in self.asked.values()):
             notes.append(f"{unsure} questions come with more than one answer; all are kept")
         return Samples(tuple(self.lines.values()), tuple(self.marks), self.problems, self.merged,

@@ -114,7 +114,8 @@ def _check_pixels(image: Image.Image, name: str, limits: Limits) -> None:
     if pixels > limits.pixels:
         raise SelfloopError(
             f"{name}: {image.width:,} x {image.height:,} = {pixels:,} pixels are over the limit "
-            f"of {limits.pixels:,}; make it smaller, or pass limits=Limits(pixels={pixels})"
+            f"of {limits.pixels:,}; make it smaller, or, in Python, pass "
+            f"limits=Limits(pixels={pixels})"
         )
 
 

@@ -22,7 +22,7 @@ from typing import Any
 from pydantic import JsonValue
 
 from selfloop.roles import SelfloopError
-from selfloop.row_media import PARTS, Given, Mark, mark_of, media_of
+from selfloop.row_media import PARTS, Given, Mark, mark_of, media_of, unread_beside
 
 QUESTIONS = ("prompt", "question", "problem", "query")
 ANSWERS = ("answer", "label", "solution", "ground_truth", "answers")
@@ -67,6 +67,9 @@ def draft(row: Row, *, task: str | None = None, answer: str | None = None) -> Dr
     row = {name: value for name, value in row.items() if value is not None}
     messages, used = _messages(row, task)
     media, columns = media_of(row)
+    if beside := unread_beside(row):
+        raise BadRow(beside[1], f"it holds what {beside[0]!r} does not, and only {beside[0]!r} is "
+                     "shown", f"put everything into {beside[0]!r}")
     found = Draft(messages=messages, media=media)
     used |= columns | _gold(row, found, answer)
     if used & {"conversations", "messages"}:
@@ -114,6 +117,8 @@ def _messages(row: Row, task: str | None) -> tuple[Messages, set[str]]:
             return found
     if task is not None:
         return [("user", [task])], set()
+    if (empty := next((name for name in QUESTIONS if name in row), None)) is not None:
+        raise BadRow(empty, "it is empty", "give the row a question")
     raise BadRow("", f"no question: the row has {_listed(row)}",
                  f"name a column {', '.join(QUESTIONS)}, messages or conversations{_like(row)}, "
                  "or give task= as the question for every row")

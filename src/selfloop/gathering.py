@@ -78,7 +78,7 @@ def open_all(
     kept, found, broken = [], [], []
     for number, (sample, result) in enumerate(zip(samples, results, strict=True), 1):
         if isinstance(result, SelfloopError):
-            broken.append(Problem(number, "images", samples.name, str(result), ""))
+            broken.append(Problem(number, "", samples.name, str(result), ""))
         else:
             kept.append(sample)
             found.append(result)

@@ -31,6 +31,7 @@ from selfloop.roles import (
     reads,
     source_hash,
 )
+from selfloop.sampling import check_decoding
 from selfloop.types import Sample, digest
 
 ORGANIZER_OFFERED = ("groups", "state", "key", "answers", "rationales")
@@ -121,9 +122,8 @@ class Loop:
             check_call("verifier", self.verifier, judging.OFFERED)
             self._check_verifier(self.verifier)
         if self.verifier is not None and self.sampler is None:
-            raise SelfloopError(
-                f"verifier {name_of(self.verifier)} has nothing to judge, because sampler is "
-                "None: give a sampler, or drop the verifier")
+            raise SelfloopError(f"verifier {name_of(self.verifier)} has nothing to judge, because "
+                                "sampler is None: give a sampler, or drop the verifier")
         for role, how in self.learn.items():
             check_call("organizer", how.organizer, ORGANIZER_OFFERED)
             self._check_learn(role, how)
@@ -216,6 +216,7 @@ class Loop:
 
 def _check_sampler(sampler: Sampler) -> None:
     check_call("sampler", sampler, drawing.OFFERED)
+    check_decoding(sampler)
     if not names_any(sampler, "generate", "sample"):
         raise SelfloopError(f"{name_of(sampler)} is no sampler: it takes neither `generate` nor "
                             "`sample`; an environment is drawn by EnvSampler(env=...)")

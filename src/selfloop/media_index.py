@@ -72,7 +72,7 @@ class MediaIndex:
             return self._of_path(picture)
         if isinstance(picture, str):
             data = _from_base64(picture)
-            return self._of_path(Path(picture)) if data is None else self._of_bytes(data)
+            return self._of_path(_path(picture)) if data is None else self._of_bytes(data)
         if hasattr(picture, "save") and hasattr(picture, "mode"):
             sink = io.BytesIO()
             picture.save(sink, format="PNG")
@@ -144,7 +144,7 @@ class MediaIndex:
             return None, given
         if isinstance(given, str):
             data = _from_base64(given)
-            return data, Path(given) if data is None else None
+            return data, _path(given) if data is None else None
         raise SelfloopError(f"a {what} given as {type(given).__name__}; expected a path, bytes, "
                             'base64 text or {"bytes": ..., "path": ...}')
 
@@ -154,7 +154,8 @@ class MediaIndex:
         if data is not None:
             if len(data) > self.limits.bytes:
                 raise SelfloopError(f"{len(data):,} bytes are over the limit of "
-                                    f"{self.limits.bytes:,}; pass limits=Limits(bytes={len(data)})")
+                                    f"{self.limits.bytes:,}; in Python, pass "
+                                    f"limits=Limits(bytes={len(data)})")
             found = look(data, "what is given as bytes")
             stored = self._library.add_bytes(data)
             return stored.sha256, str(stored.meta["uri"]), len(data), found
@@ -193,7 +194,8 @@ class MediaIndex:
     def _of_bytes(self, data: bytes) -> list[Media]:
         if len(data) > self.limits.bytes:
             raise SelfloopError(f"a picture of {len(data):,} bytes, over the limit of "
-                                f"{self.limits.bytes:,}; pass limits=Limits(bytes={len(data)})")
+                                f"{self.limits.bytes:,}; in Python, pass "
+                                f"limits=Limits(bytes={len(data)})")
         _, count = header(data, "a picture given as bytes", pages=self.pages, limits=self.limits)
         first = self._library.add_bytes(data)
         return as_media(first.sha256, Path(str(first.meta["uri"])), len(data), count)
@@ -221,6 +223,14 @@ class MediaIndex:
         except OSError:
             stat = None
         return where, stat, f"{os.path.relpath(where, base)}|{how}"
+
+
+def _path(given: str) -> Path:
+    """A file's name. Refused as text: a Path would write an address with one slash."""
+    refuse_remote(given)
+    if not given.strip():
+        raise SelfloopError("an empty name; name its file, or leave the column out of the row")
+    return Path(given)
 
 
 def _load(cache: Path | None) -> dict[str, list[Any]]:

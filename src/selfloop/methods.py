@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -159,7 +160,7 @@ def build_loop(config: RunConfig) -> Loop:
     named = {name: value for name, value in given.items() if name in takes or anything}
     try:
         made = recipe(**named, **options)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, SelfloopError) as error:
         raise SelfloopError(f"options of {config.method}: {error}") from error
     return _decided(composed(made, config), config)
 
@@ -205,7 +206,7 @@ def _typed(name: str, value: Any, valid: dict[str, inspect.Parameter]) -> Any:
     if kind is inspect.Parameter.empty or isinstance(kind, str):
         return value
     try:
-        return TypeAdapter(kind).validate_python(value)
+        found = TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
         named = {"use": value} if isinstance(value, str) else value
         wanted = error.errors()[0]["type"] == "callable_type" or not isinstance(value, str)
@@ -219,6 +220,9 @@ def _typed(name: str, value: Any, valid: dict[str, inspect.Parameter]) -> Any:
         what = error.errors()[0]["msg"]
         raise SelfloopError(f"options.{name} = {value!r}: {what}; "
                             f"expected {getattr(kind, '__name__', kind)}") from None
+    if isinstance(found, float) and not math.isfinite(found):  # written as text: inf, 1e999
+        raise SelfloopError(f"options.{name} = {value!r}: expected a finite number")
+    return found
 
 
 def _without_labels(options: dict[str, Any], home: Path) -> tuple[Verifier, dict[str, Any]]:

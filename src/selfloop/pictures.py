@@ -93,11 +93,13 @@ def bytes_of(path: Path, limits: Limits) -> bytes:
         if size > limits.bytes:
             raise SelfloopError(
                 f"{path}: {size:,} bytes are over the limit of {limits.bytes:,}; make it smaller, "
-                f"or pass limits=Limits(bytes={size})"
+                f"or, in Python, pass limits=Limits(bytes={size})"
             )
         return path.read_bytes()
     except FileNotFoundError:
         raise SelfloopError(f"{path}: no such picture; check the path and the root") from None
+    except IsADirectoryError:
+        raise SelfloopError(f"{path}: a folder where a file should be; name the file") from None
     except OSError as error:
         raise SelfloopError(f"{path}: cannot be read: {error.strerror or error}") from error
 

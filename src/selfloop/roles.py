@@ -138,8 +138,10 @@ class Optim:
         _one_of("Optim.start", self.start, ("previous", "seed"))
         _one_of("Optim.reference", self.reference, ("previous", "seed"))
         _one_of("Optim.schedule", self.schedule, ("constant", "linear", "cosine"))
-        if self.lr <= 0 or self.batch < 1 or self.epochs < 1 or (self.updates or 1) < 1:
-            raise SelfloopError(f"Optim: lr, batch, epochs and updates must be positive: {self}")
+        for name in ("lr", "batch", "epochs", "updates"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise SelfloopError(f"Optim.{name}={value:g}: must be positive")
         if self.ema is not None and not 0 < self.ema < 1:
             raise SelfloopError(f"Optim.ema={self.ema:g}: expected between 0 and 1, as in 0.99")
         if self.publish == "ema" and self.ema is None:

@@ -67,6 +67,26 @@ def media_of(row: Row) -> tuple[list[Given], set[str]]:
     return found, used | ({"fps"} if any(g.fps for g in found) else set())
 
 
+def unread_beside(row: Row) -> tuple[str, str] | None:
+    """The column that is read and the other, where a row has both `images` and `image` (`videos`
+    and `video`, ...) and the other holds something that the first does not."""
+    for many, one, *_ in COLUMNS.values():
+        first = [v for v in _as_list(row.get(many)) if v is not None]
+        second = [v for v in _as_list(row.get(one)) if v is not None]
+        same = any(_equal(row.get(one), v) for v in first)  # a value that is itself a list
+        if first and not same and any(not any(_equal(v, w) for w in first) for v in second):
+            return many, one
+    return None
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether both are the same value; arrays compare by element, which is no answer."""
+    try:
+        return one is other or bool(one == other)
+    except ValueError:
+        return False
+
+
 def mark_of(column: str, part: Row) -> Mark:
     """The mark that a content part is."""
     kind = PARTS[str(part["type"])]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, expm1, inf, isfinite
+from typing import Any
 
 from selfloop import keys
-from selfloop.calling import SelfloopError
+from selfloop.calling import SelfloopError, wrapped
 from selfloop.types import Context
 
 SENTENCE_ENDS = (".", "!", "?", "\u3002", "\uff01", "\uff1f")
@@ -80,14 +81,17 @@ class Sampling:
         if not 0 <= self.hidden <= 1 or not 0 <= self.diversity < inf:
             raise SelfloopError(f"Sampling(hidden={self.hidden}, diversity={self.diversity}): "
                                 "hidden must be in [0, 1] and diversity >= 0")
-        if 0 < self.temperature < 1e-6:
-            raise SelfloopError(f"{self}: so low a temperature divides by nothing; 0 is greedy")
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or not 0 <= self.min_p < 1:
-            raise SelfloopError(
-                f"{self}: temperature must be >= 0, top_p in (0, 1], min_p in [0, 1)"
-            )
-        if self.max_new_tokens < 1 or self.top_k < 0:
-            raise SelfloopError(f"{self}: max_new_tokens must be >= 1 and top_k >= 0 (0 = all)")
+        for name, fits, expected in (
+            ("temperature", not 0 < self.temperature < 1e-6,
+             "so low a temperature divides by nothing; 0 is greedy"),
+            ("temperature", 0 <= self.temperature < inf, "temperature must be >= 0 (0 = greedy)"),
+            ("top_p", 0 < self.top_p <= 1, "top_p must be in (0, 1]"),
+            ("min_p", 0 <= self.min_p < 1, "min_p must be in [0, 1)"),
+            ("max_new_tokens", self.max_new_tokens >= 1, "max_new_tokens must be >= 1"),
+            ("top_k", self.top_k >= 0, "top_k must be >= 0 (0 = all)"),
+        ):
+            if not fits:
+                raise SelfloopError(f"Sampling({name}={getattr(self, name)}): {expected}")
 
     @property
     def is_plain(self) -> bool:
@@ -112,3 +116,17 @@ class Sampling:
         count = ceil(self.hidden * len(places) - 1e-9)
         order = keys.shuffled(len(places), f"{key}/hidden")[:count] if count else []
         return tuple(places[i] for i in sorted(order))
+
+
+def check_decoding(component: Any) -> None:
+    """Raises SelfloopError for a sampler whose own temperature, cuts or length `Sampling` refuses:
+    when the loop is built, not when it first draws. What the sampler wraps is checked, too."""
+    told: dict[str, Any] = {
+        name: value for name in ("temperature", "top_p", "top_k", "min_p", "max_new_tokens")
+        if isinstance(value := getattr(component, name, None), int | float)}
+    try:
+        Sampling(**told)
+    except SelfloopError as error:
+        raise SelfloopError(str(error).replace("Sampling", type(component).__name__, 1)) from None
+    for part in wrapped(component):
+        check_decoding(part)

@@ -127,11 +127,17 @@ def _file(path: Path) -> Source:
 def jsonl_rows(path: Path) -> Rows:
     """One object a line, whatever the file is called."""
     with open(path, "rb") as file:
+        if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+            raise SelfloopError(f"{path}: it is in UTF-16: save it as UTF-8")
+        file.seek(0)
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
+            except UnicodeDecodeError as error:
+                yield number, f"not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"
+                continue
             except ValueError as error:
                 yield number, f"not JSON ({error}); expected one object a line"
                 continue
@@ -172,20 +178,32 @@ def _parquet(path: Path) -> Rows:
                             f"({' '.join(str(error).split())}); was it cut off?") from error
 
 
+def _separator(path: Path, head: str) -> str:
+    """What stands between cells: spreadsheets write ; where a comma is the decimal sign."""
+    if path.suffix.lower() == ".tsv":
+        return "\t"
+    return next((mark for mark in (",", ";", "\t") if mark in head), ",")
+
+
 def _table(path: Path) -> Rows:
-    separator = "\t" if path.suffix.lower() == ".tsv" else ","
     # VLMEvalKit's tables hold whole pictures as base64; the default limit is 131,072 characters.
     before = csv.field_size_limit(1 << 30)
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            for number, row in enumerate(csv.DictReader(file, delimiter=separator), 1):
+            head = file.readline()
+            file.seek(0)
+            rows = csv.DictReader(file, delimiter=_separator(path, head))
+            for number, row in enumerate(rows, 1):
                 if None in row or None in row.values():
                     yield number, (f"{'more' if None in row else 'fewer'} cells than the header "
                                    "has columns; quote cells that hold the separator")
                 else:
                     yield number, {k: v for k, v in row.items() if v != ""}
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise SelfloopError(f"{path}: not readable as a UTF-8 table ({error})") from error
+    except UnicodeDecodeError as error:
+        raise SelfloopError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}): save it as "
+                            "UTF-8") from error
+    except csv.Error as error:
+        raise SelfloopError(f"{path}: not readable as a table ({error})") from error
     finally:
         csv.field_size_limit(before)
 

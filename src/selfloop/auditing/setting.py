@@ -18,7 +18,7 @@ _Share = Annotated[float, Field(ge=0, le=1)]
 class AuditConfig(BaseModel):
     """`audit:` of run.yaml."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     allow: tuple[str, ...] = ()
     """Faults that are accepted: by the attack's name, or all of a verifier's by its name."""
     probe: Path | None = None

@@ -46,7 +46,6 @@ def evaluate(
     json: AsJson = False,
 ) -> None:
     """Benchmarks with intervals; with two models a paired table. Goes on after a kill."""
-    from selfloop.collect.guided import STRUCTURES
     from selfloop.evaluate.asking import Plan
     from selfloop.evaluating import as_json, given, paired, style_gains
     from selfloop.evaluating import evaluate as run
@@ -58,6 +57,7 @@ def evaluate(
     if not on or len(models) > 2:
         raise SelfloopError("give one or two models and at least one --on: `selfloop eval "
                             "embedded --on digits`, or --on pope=coco_pope_random.json")
+    asked = _prompts(style or [], adjust)
     sets = [given(name, images=images, split=split, limit=limit, verifier=verifier,
                   folder=out / "data") for name in on]
     plan = Plan(rules=rules, no_image=no_image, draws=draws, corruptions=tuple(corrupt or ()),
@@ -65,13 +65,28 @@ def evaluate(
     found = [run(model, sets, plan, out, tell) for model in models]
     differences = [] if len(found) == 1 else paired(
         found[0], found[1], sets, how=adjust, alpha=alpha)
-    asked = list(STRUCTURES) if style and "all" in style else style or []
     gains = style_gains(found, sets, plan, asked, out, tell, how=adjust, alpha=alpha)
     if json:
         put_json({**as_json(found, differences), "styles": as_json([], gains)["differences"]})
         return
     _print_all(found, differences, gains, adjust)
     say(f"kept in {out}")
+
+
+def _prompts(style: Sequence[str], adjust: str) -> list[str]:
+    """The structured prompts that are asked for. What is wrong with them, or with `adjust`, is
+    said now, and not after hours of answers."""
+    from selfloop.collect.guided import STRUCTURES
+    from selfloop.evaluate.benchmark import as_it_is, styled
+    from selfloop.evaluate.comparing import ADJUSTMENTS
+    from selfloop.roles import SelfloopError
+
+    asked = list(STRUCTURES) if "all" in style else list(style)
+    for one in asked:
+        styled(one, as_it_is)
+    if adjust not in ADJUSTMENTS:
+        raise SelfloopError(f"--adjust {adjust}: expected {' or '.join(ADJUSTMENTS)}")
+    return asked
 
 
 def _print_all(found: Sequence[Evaluated], differences: Sequence[Difference],

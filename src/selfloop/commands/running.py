@@ -42,6 +42,9 @@ def run(
     from selfloop.store import put
 
     path, overrides = split_args(given)
+    if name is not None and (Path(name).name != name or name == ".."):
+        raise SelfloopError(f"--name {name}: expected a plain name, as the run is kept in "
+                            "runs/NAME; any other folder is out=FOLDER")
     overrides += [f"budget={budget}"] if budget is not None else []
     overrides += [f"out=runs/{name}"] if name is not None else []
     config = settled_config(load_config(path, overrides))

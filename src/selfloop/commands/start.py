@@ -18,7 +18,11 @@ def demo(
     """The whole loop on the embedded model and data: a few minutes, no download."""
     from selfloop.demo import demo as demonstrate
     from selfloop.progress import Shown
+    from selfloop.roles import SelfloopError
 
+    if folder.exists() and not folder.is_dir():
+        raise SelfloopError(f"{folder} is a file: `selfloop demo` takes the folder to keep its run "
+                            "in; `selfloop run run.yaml` is for data of your own")
     with Shown() as shown:
         summary = dict(demonstrate(folder, watch=shown))
     if json:

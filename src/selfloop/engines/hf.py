@@ -40,10 +40,10 @@ __all__ = ["FeatureStore", "HFEngine", "LoRA"]
 class HFEngine(Attempting, Learner):
     """A local model folder (or hub id) that draws, scores and learns.
 
-    `dtype`: float32, bfloat16, float16 or auto (as saved). `compute`: bfloat16 for mixed precision
-    over float32 weights (precision.py). `device`: auto, cpu, cuda. `freeze`: some of "vision",
-    "projector", "language"; or `learn`: all that is not frozen. With `lora`, only the adapters
-    learn. `max_batch_tokens` bounds prompt and answer tokens of one forward pass. `checkpointing`
+    `dtype`: float32, bfloat16, float16, float64, or auto (as saved). `compute`: bfloat16 for mixed
+    precision over float32 weights (precision.py). `device`: auto, cpu, cuda. `freeze`: some of
+    "vision", "projector", "language"; or `learn`: all not frozen. With `lora`, only adapters learn.
+    `max_batch_tokens` bounds prompt and answer tokens of one forward pass. `checkpointing`
     recomputes layers in the backward pass: less memory for about a third more time. `features`
     keeps picture features where the vision side is frozen (a `FeatureStore`, or True for 1 GiB of
     memory; engine.features counts). Remote code is never run.

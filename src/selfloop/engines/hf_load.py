@@ -23,6 +23,7 @@ from selfloop.engines.hf_adapters import (
 )
 from selfloop.engines.hf_patches import as_products
 from selfloop.engines.hf_windows import at_once
+from selfloop.engines.model_folder import DTYPES, check_files, local
 from selfloop.optimize.parts import freeze_parts, frozen_parts, part_of
 from selfloop.roles import SelfloopError
 
@@ -47,12 +48,8 @@ class Loaded:
 
 def folder_of(model: str | Path) -> Path:
     """A local folder as it is, or a hub id's snapshot (downloaded unless HF_HUB_OFFLINE)."""
-    path = Path(model).expanduser()
-    if path.is_dir():
-        return path
-    if path.is_absolute() or str(model).startswith(("~", ".")) or str(model).count("/") != 1:
-        raise SelfloopError(f"no model folder at {path}: give a folder that save_pretrained wrote, "
-                            "or a hub id such as owner/name")
+    if (folder := local(model)) is not None:
+        return folder
     from huggingface_hub import snapshot_download
 
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
@@ -65,34 +62,31 @@ def folder_of(model: str | Path) -> Path:
                             ) from error
 
 
-def check_files(folder: Path) -> None:
-    """Raises SelfloopError naming the first file that a VLM folder lacks."""
-    if not (folder / "config.json").is_file():
-        raise SelfloopError(f"{folder} has no config.json: it is not a from_pretrained folder")
-    if not any((folder / name).is_file()
-               for name in ("processor_config.json", "preprocessor_config.json")):
-        raise SelfloopError(f"{folder} has no processor (processor_config.json or "
-                            "preprocessor_config.json): save it there with "
-                            "AutoProcessor.from_pretrained(...).save_pretrained(folder)")
-    if not list(folder.glob("*.safetensors")):
-        raise SelfloopError(f"{folder} has no *.safetensors weights: selfloop reads no pickles; "
-                            "convert them with save_pretrained(..., safe_serialization=True)")
-
-
 def load(model: str | Path, *, lora: LoRA | None = None, dtype: str = "float32",
          device: str = "auto", freeze: tuple[str, ...] = ()) -> Loaded:
     """Model and processor, checked, frozen and adapted as asked. Raises SelfloopError."""
     frozen = _must_fit(lora, frozen_parts(freeze))
+    device = _usable(device)
     folder = folder_of(model)
     check_files(folder)
     processor = load_processor(folder)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     net = _load_model(folder, dtype, device, bits=lora.bits if lora else None)
     freeze_parts(net, frozen)
     as_products(net)
     at_once(net)
     return Loaded(net, processor, folder, None if lora is None else adapted(net, lora))
+
+
+def _usable(device: str) -> str:
+    """The device, where this torch can use it; auto: the GPU if there is one."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise SelfloopError(f"device={device!r}: this torch cannot use it: {_line(error)}; "
+                            "device=auto takes what there is") from error
+    return device
 
 
 def _must_fit(lora: LoRA | None, frozen: tuple[str, ...]) -> tuple[str, ...]:
@@ -128,9 +122,9 @@ def _load_model(folder: Path, dtype: str, device: str, bits: int | None = None) 
     config = json.loads((folder / "config.json").read_text())
     auto: Any = getattr(transformers, "AutoModelForMultimodalLM", None) \
         or transformers.AutoModelForImageTextToText
-    wanted = dtype if dtype == "auto" else getattr(torch, dtype, None)
-    if wanted is None:
-        raise SelfloopError(f"dtype={dtype!r}: expected auto, float32, bfloat16 or float16")
+    if dtype not in DTYPES:
+        raise SelfloopError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
+    wanted = dtype if dtype == "auto" else getattr(torch, dtype)
     quiet: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     try:
         with no_progress_bars():

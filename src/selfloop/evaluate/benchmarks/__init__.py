@@ -19,7 +19,7 @@ def benchmark(name: str) -> Benchmark:
         raise SelfloopError(
             f"no benchmark {name!r}{f' (did you mean {near[0]}?)' if near else ''}: native are "
             f"{', '.join(NAMES)}; any other runs through `selfloop serve` with lmms-eval or "
-            "inspect_ai")
+            "inspect_ai; your own questions are given as `--on FILE` alone")
     made = import_module(f"selfloop.evaluate.benchmarks.{name}").BENCHMARK
     assert isinstance(made, Benchmark)
     return made
