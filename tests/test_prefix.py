@@ -16,7 +16,7 @@ from selfloop.engines.hf import HFEngine
 from selfloop.engines.hf_decode import Job, Sampler
 from selfloop.optimize import fork as forks
 from selfloop.optimize.checkpointing import enable
-from selfloop.optimize.head import CHUNK, token_logps
+from selfloop.optimize.head import CHUNK, logits_of, token_logps
 from selfloop.optimize.prefix import Shared
 from selfloop.optimize.rows import Row
 from selfloop.optimize.score import Plain
@@ -279,6 +279,44 @@ def test_no_logits_on_prompts_and_pictures(engine: HFEngine) -> None:
     engine.scorer.plain(rows)
     hook.remove()
     assert sum(seen) == 2 * sum(row.count for row in rows)
+
+
+def tied_sums(run: Any, dtype: torch.dtype = torch.float32) -> tuple[list[torch.Tensor], int]:
+    """(both gradients of a head that is its own embedding, run twice; new tensors made of sums)."""
+    torch.manual_seed(0)
+    embedding = torch.nn.Embedding(50, 8, dtype=dtype)
+    head = torch.nn.Linear(8, 50, bias=False, dtype=dtype)
+    head.weight = embedding.weight
+    mix = torch.nn.Linear(8, 8, dtype=dtype)
+    with torch.profiler.profile(record_shapes=True) as seen:
+        x = torch.tanh(mix(embedding(torch.arange(40) % 7)))
+        sum(run(head, part).logsumexp(-1).sum() for part in (x[:30], x[30:])).backward()
+    added = [e for e in seen.events() if e.name == "aten::add" and e.input_shapes[:1] == [[50, 8]]]
+    found = [embedding.weight.grad, mix.weight.grad]
+    assert all(gradient is not None for gradient in found)
+    return found, len(added)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_tied_heads_gradient_is_torchs_without_its_copies(dtype: torch.dtype) -> None:
+    ours, copies = tied_sums(logits_of, dtype)
+    usual, more = tied_sums(lambda head, x: head(x), dtype)
+    assert copies == 0 < more  # torch makes a third [V, D] of every sum
+    assert all(torch.equal(a, b) for a, b in zip(ours, usual, strict=True))
+
+
+def test_a_head_that_is_not_plain_runs_as_it_is() -> None:
+    x = torch.randn(3, 8)
+    biased, hooked = torch.nn.Linear(8, 50), torch.nn.Linear(8, 50, bias=False)
+    assert torch.equal(logits_of(biased, x), biased(x))
+    hooked.register_forward_hook(lambda module, args, out: out + 1)
+    assert torch.equal(logits_of(hooked, x), hooked(x))
+    plain = torch.nn.Linear(8, 50, bias=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert logits_of(plain, x).dtype == torch.bfloat16
+    plain.weight.requires_grad_(False)  # as with adapters: no gradient is computed for it
+    logits_of(plain, x.requires_grad_()).sum().backward()
+    assert plain.weight.grad is None and x.grad is not None
 
 
 def test_log_probs_of_a_known_distribution() -> None:

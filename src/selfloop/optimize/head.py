@@ -126,7 +126,7 @@ class Head:
                ask: Asked | None) -> Any:
         logits_MV = hidden_MD
         if self.separate:
-            logits_MV = self.model.get_output_embeddings()(hidden_MD)
+            logits_MV = logits_of(self.model.get_output_embeddings(), hidden_MD)
             if self.cap:
                 logits_MV = self.cap * torch.tanh(logits_MV / self.cap)
             elif self.scale != 1.0:
@@ -137,6 +137,15 @@ class Head:
         head = self.model.get_output_embeddings()
         spent = bool(self.separate) and not self.cap and type(head) is torch.nn.Linear
         return token_logps(logits_MV, ids_M, temperature_M, self.banned_V, entropy, spent=spent)
+
+
+def logits_of(head: Any, hidden_MD: torch.Tensor) -> torch.Tensor:
+    """What the head makes of hidden states; a plain one without a copy of its gradient."""
+    plain = type(head) is torch.nn.Linear and head.bias is None and not (
+        head._forward_hooks or head._forward_pre_hooks
+        or torch.is_autocast_enabled(hidden_MD.device.type))
+    found: torch.Tensor = _Plain.apply(hidden_MD, head.weight) if plain else head(hidden_MD)
+    return found
 
 
 def token_logps(
@@ -176,6 +185,23 @@ def numbers(banned_V: torch.Tensor) -> torch.Tensor:
 _BLOCK = 2**21
 """Numbers worked on at a time (8 MiB in float32): what stays in cache and in the allocator."""
 _Function: Any = torch.autograd.Function
+
+
+class _Plain(_Function):  # type: ignore[misc]
+    """x @ w.T, bit for bit as torch has it, but w's gradient is its own tensor and no view. What
+    comes after it is then added in place: the chunks that follow, and the embedding's gradient
+    where both are tied. As torch has it a third tensor of [V, D] holds every such sum."""
+
+    @staticmethod
+    def forward(ctx: Any, x_MD: torch.Tensor, w_VD: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x_MD, w_VD)
+        return x_MD @ w_VD.T
+
+    @staticmethod
+    def backward(ctx: Any, grad_MV: Any) -> Any:
+        x_MD, w_VD = ctx.saved_tensors
+        return (grad_MV @ w_VD if ctx.needs_input_grad[0] else None,
+                grad_MV.T @ x_MD if ctx.needs_input_grad[1] else None)
 
 
 class _TokenLogps(_Function):  # type: ignore[misc]
