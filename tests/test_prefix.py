@@ -311,12 +311,41 @@ def test_a_head_that_is_not_plain_runs_as_it_is() -> None:
     assert torch.equal(logits_of(biased, x), biased(x))
     hooked.register_forward_hook(lambda module, args, out: out + 1)
     assert torch.equal(logits_of(hooked, x), hooked(x))
+    patched = torch.nn.Linear(8, 50, bias=False)
+    own = patched.forward
+    patched.forward = lambda x: 2 * own(x)  # type: ignore[method-assign]
+    assert torch.equal(logits_of(patched, x), patched(x))
+    watched, seen = torch.nn.Linear(8, 50, bias=False), []
+    watched.register_full_backward_hook(lambda module, given, out: seen.append(out[0].shape))
+    logits_of(watched, x.clone().requires_grad_()).sum().backward()
+    assert seen == [(3, 50)]
     plain = torch.nn.Linear(8, 50, bias=False)
     with torch.autocast("cpu", torch.bfloat16):
         assert logits_of(plain, x).dtype == torch.bfloat16
     plain.weight.requires_grad_(False)  # as with adapters: no gradient is computed for it
     logits_of(plain, x.requires_grad_()).sum().backward()
     assert plain.weight.grad is None and x.grad is not None
+
+
+def test_what_a_hook_on_the_head_holds_is_not_overwritten(engine: HFEngine) -> None:
+    """A head's output is spent in place, unless a hook may have kept it or made it a tensor that
+    its own gradient is computed from."""
+    rows = rows_for(engine, 1, 3, temperature=0.7)
+    head = engine.model.get_output_embeddings()
+    kept: list[torch.Tensor] = []
+
+    def bend(module: Any, args: Any, out: torch.Tensor) -> torch.Tensor:
+        kept.append(torch.tanh(out))
+        return kept[-1]
+
+    hook = head.register_forward_hook(bend)
+    try:
+        found = run(engine.scorer, engine.model, rows)
+    finally:
+        hook.remove()
+    assert all(torch.isfinite(g).all() for g in found[2].values())
+    drawn = [x for x in kept if x.numel()]  # none on prompts
+    assert drawn and all(float(x.detach().abs().max()) <= 1 for x in drawn)
 
 
 def test_log_probs_of_a_known_distribution() -> None:

@@ -135,17 +135,25 @@ class Head:
             return wide_logps(logits_MV, ids_M, temperature_M, self.banned_V, entropy, ask)
         # A plain linear layer keeps its input, not its output, which is then nobody else's.
         head = self.model.get_output_embeddings()
-        spent = bool(self.separate) and not self.cap and type(head) is torch.nn.Linear
+        spent = bool(self.separate) and not self.cap and _bare(head)
         return token_logps(logits_MV, ids_M, temperature_M, self.banned_V, entropy, spent=spent)
 
 
 def logits_of(head: Any, hidden_MD: torch.Tensor) -> torch.Tensor:
     """What the head makes of hidden states; a plain one without a copy of its gradient."""
-    plain = type(head) is torch.nn.Linear and head.bias is None and not (
-        head._forward_hooks or head._forward_pre_hooks
-        or torch.is_autocast_enabled(hidden_MD.device.type))
-    found: torch.Tensor = _Plain.apply(hidden_MD, head.weight) if plain else head(hidden_MD)
+    if _bare(head) and head.bias is None \
+            and not torch.is_autocast_enabled(hidden_MD.device.type):
+        return _Plain.apply(hidden_MD, head.weight)  # type: ignore[no-any-return]
+    found: torch.Tensor = head(hidden_MD)
     return found
+
+
+def _bare(head: Any) -> bool:
+    """Whether calling the head is its product and nothing else: no hook of anybody reads, keeps or
+    changes what goes in and comes out, and no forward was put in place of the layer's own."""
+    return type(head) is torch.nn.Linear and "forward" not in vars(head) and not (
+        head._forward_hooks or head._forward_pre_hooks
+        or head._backward_hooks or head._backward_pre_hooks)
 
 
 def token_logps(
