@@ -166,7 +166,7 @@ def test_a_device_that_is_not_there(tmp_path: Path) -> None:
 
 def test_options_that_cannot_be_meant_are_refused_before_anything_is_asked(tmp_path: Path) -> None:
     path = str(with_splits(tmp_path))
-    for name in ("../up", "a/b", "..", str(tmp_path / "x")):
+    for name in ("../up", "a/b", "..", ".", "", str(tmp_path / "x")):
         assert "expected a plain name" in refused("run", path, "--name", name)
     assert not (tmp_path / "runs").exists()
     dev = ["eval", "embedded", "--on", str(tmp_path / "dev" / "dev.jsonl")]

@@ -82,6 +82,7 @@ def test_what_a_run_keeps_reads_back_as_the_same_config(write, tmp_path: Path) -
     (BASE + "freeze: [vision, projector, language]\n", ["line 7", "nothing is left to learn"]),
     (BASE + "options: {lr: .inf}\n", ["line 7", "options.lr: expected a finite number"]),
     (BASE + "options: {a: [1, {b: .nan}]}\n", ["options.a.1.b: expected a finite number"]),
+    (BASE + "options: {a: &x [*x]}\n", ["line 7", "options"]),
     (BASE + "gate: {min_gain: .nan}\n", ["gate.min_gain: expected a finite number"]),
     (BASE + "gate: {min_gain: inf}\n", ["gate.min_gain = 'inf': expected a finite number"]),
     (BASE + "gate: {alpah: 0.1}\n", ["line 7", "'gate.alpah'; did you mean 'alpha'?"]),

@@ -294,6 +294,8 @@ def test_broken_lines_and_files_are_named(folder):
         load(folder / "t.csv")
     (folder / "s.csv").write_text("prompt;answer\nhow much?;1,5\n")  # where , is the decimal sign
     assert load(folder / "s.csv")[0].answer == "1,5"
+    (folder / "s.csv").write_text("prompt;answer\na?;b\n", encoding="utf-8-sig")  # as Excel does
+    assert load(folder / "s.csv")[0].answer == "b"
     (folder / "empty.jsonl").write_text("\n")
     with pytest.raises(SelfloopError, match="no rows"):
         load(folder / "empty.jsonl")

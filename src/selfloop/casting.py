@@ -17,8 +17,9 @@ from pydantic import (
     model_validator,
 )
 
-from selfloop.config_sections import ConfigPart, Device, Dtype, LoRAConfig
+from selfloop.config_sections import ConfigPart, Device, LoRAConfig
 from selfloop.durations import seconds
+from selfloop.engines.model_folder import Dtype
 from selfloop.roles import SelfloopError, component_named
 
 if TYPE_CHECKING:

@@ -23,10 +23,8 @@ from selfloop.config_sections import (
     ConfigPart,
     DataConfig,
     Device,
-    Dtype,
     EvaluationConfig,
     GateConfig,
-    LearningPart,
     LoRAConfig,
     OptimConfig,
     OrganizeConfig,
@@ -35,8 +33,9 @@ from selfloop.config_sections import (
     VerifierName,
 )
 from selfloop.durations import seconds
+from selfloop.engines.model_folder import Dtype
 from selfloop.methods import METHODS, build_loop, options_of
-from selfloop.optimize.parts import frozen_parts
+from selfloop.optimize.parts import LearningPart, frozen_parts
 from selfloop.roles import SelfloopError
 
 if TYPE_CHECKING:

@@ -56,14 +56,17 @@ def where(at: tuple[str, ...], lines: Mapping[tuple[str, ...], int], path: Path,
     return f"{path}, line {line}" if line else str(path)
 
 
-def infinite(value: object, at: tuple[str, ...] = ()) -> tuple[str, ...] | None:
-    """The place of the first number that is not finite (.inf, .nan), where any value may stand."""
+def infinite(value: object, at: tuple[str, ...] = (),
+             within: tuple[int, ...] = ()) -> tuple[str, ...] | None:
+    """The place of the first number that is not finite (.inf, .nan), where any value may stand.
+    `within`: what holds the value; an alias may put a list into itself (`&a [*a]`)."""
     if isinstance(value, float) and not math.isfinite(value):
         return at
-    inside = value.items() if isinstance(value, dict) else enumerate(value) \
-        if isinstance(value, list) else ()
-    return next((found for key, item in inside
-                 if (found := infinite(item, (*at, str(key)))) is not None), None)
+    if not isinstance(value, dict | list) or id(value) in within:
+        return None
+    inside = value.items() if isinstance(value, dict) else enumerate(value)
+    return next((found for key, item in inside if (
+        found := infinite(item, (*at, str(key)), (*within, id(value)))) is not None), None)
 
 
 def _keys(error: Any) -> tuple[str, ...]:

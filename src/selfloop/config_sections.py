@@ -49,10 +49,6 @@ def _placed(value: object) -> object:
 _DEVICE = re.compile(r"auto|(cpu|cuda|mps|xpu|npu|hpu|mtia|xla)(:\d+)?")
 Device = Annotated[str, BeforeValidator(_placed)]
 """Where a model runs; whether it is there is told when the model is loaded."""
-Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
-"""What weights are loaded as; auto: as they were saved."""
-LearningPart = Literal["vision", "projector", "language"]
-"""What may learn or not: optimize/parts.py."""
 VerifierName = Annotated[str, BeforeValidator(spelled)]
 """What methods.verifier_named reads: exact, module:name, {use: Quantity, relative: 0.05}."""
 

@@ -42,7 +42,7 @@ def run(
     from selfloop.store import put
 
     path, overrides = split_args(given)
-    if name is not None and (Path(name).name != name or name == ".."):
+    if name is not None and (not name or Path(name).name != name or name == ".."):
         raise SelfloopError(f"--name {name}: expected a plain name, as the run is kept in "
                             "runs/NAME; any other folder is out=FOLDER")
     overrides += [f"budget={budget}"] if budget is not None else []

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal, get_args
 
 from selfloop.roles import SelfloopError
 
-DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
-"""What weights may be loaded as; auto: as they were saved."""
+Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
+"""What weights are loaded as; auto: as they were saved."""
+DTYPES: tuple[str, ...] = get_args(Dtype)
 
 
 def local(model: str | Path) -> Path | None:

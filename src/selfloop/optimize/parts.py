@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 from selfloop.roles import SelfloopError
 
-PARTS = ("vision", "projector", "language")
+LearningPart = Literal["vision", "projector", "language"]
+PARTS: tuple[str, ...] = get_args(LearningPart)
 _PROJECTOR = re.compile(r"projector|connector|merger|perceiver|aligner|mm_|embed_vision")
 _VISION = re.compile(r"vision|visual|image|vit")
 
