@@ -142,7 +142,9 @@ def _qwen(side: int, size: Size) -> tuple[Any, Any]:
     if _timed(size):  # four patches a token cost what the layers cost it: 0.9 in 3B
         size = replace(size, vision_width=size.width // 2, vision_heads=size.width // 64)
     depth = size.vision_layers
-    text = {key: value for key, value in _text(size, tokenizer, max(1, size.heads // 4)).items()
+    # Some four heads share a key; with 18 heads (576 channels) it is six.
+    kv_heads = max(n for n in range(1, max(2, size.heads // 4 + 1)) if size.heads % n == 0)
+    text = {key: value for key, value in _text(size, tokenizer, kv_heads).items()
             if key != "tie_word_embeddings"}
     half = size.width // size.heads // 2
     config = tf.Qwen2_5_VLConfig(
