@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 from clidata import pictures, selfloop, with_splits
 from selfloop import store
 from selfloop.cli import main
+from selfloop.config import SEED
 
 
 def call(*args: str, code: int = 0):
@@ -95,6 +97,23 @@ def test_auto_probes_first_and_says_why(tmp_path: Path) -> None:
     assert found.exit_code == 0 or "no method fits" in found.stderr
 
 
+def test_auto_refuses_before_its_probe_what_no_method_takes(tmp_path: Path) -> None:
+    path = str(with_splits(tmp_path, method="auto"))
+    for change, told in (("options.clipp=0.2", "options.clipp: none of the methods that auto picks "
+                          "from (star, dpo, grpo, agreement, supervised) has such an option"),
+                         ("options.clip_high=0.3", "options.clip_high: of the methods that auto "
+                          "picks from only grpo has it, and no method has all of these"),
+                         ("options.lr=much", "options.lr = 'much'"),
+                         ("verifier=nubmer", "did you mean 'number'?"),
+                         ("data.dev=null", "data.dev is missing")):
+        assert told in refused("run", path, change)
+        assert change == "data.dev=null" or told in refused("check", path, change)
+    assert not (tmp_path / "probe.json").exists()
+    one = call("check", path, "options={n: 2, clip_high: 0.3}").stdout
+    assert "; grpo would be" in one
+    assert "there are no dev samples" in call("check", path, "data.dev=null", code=1).stdout
+
+
 def test_doctor(tmp_path: Path) -> None:
     found = json.loads(call("doctor", "--json").stdout)
     assert found["worst"] == "ok"
@@ -156,6 +175,23 @@ def test_what_check_says_of_a_model_that_is_not_there(tmp_path: Path) -> None:
     judge = "engines.judge={model: ./gone}"
     found = json.loads(call("check", path, judge, "--json", code=1).stdout)["found"]
     assert found[0]["where"] == "engines.judge" and "no model folder at" in found[0]["what"]
+
+
+def test_what_check_reads_in_a_model_folder_without_loading_it(tmp_path: Path) -> None:
+    path, model = str(with_splits(tmp_path)), tmp_path / "model"
+    shutil.copytree(SEED, model)
+    said = call("check", path, "model=model", "lora={targets: [q_proj, qproj]}").stdout
+    assert "lora.targets: no weight of " in said and "'qproj'" in said and "'q_proj'" not in said
+    for name in ("chat_template.jinja", "chat_template.json"):
+        (model / name).unlink(missing_ok=True)
+    for name in ("processor_config.json", "tokenizer_config.json"):
+        kept = json.loads((model / name).read_text())
+        kept.pop("chat_template", None)
+        (model / name).write_text(json.dumps(kept))
+    assert "model has no chat template; put a" in call("check", path, "model=model", code=1).stdout
+    (model / "additional_chat_templates").mkdir()
+    (model / "additional_chat_templates" / "default.jinja").write_text("x")
+    assert "all is well" in call("check", path, "model=model").stdout
 
 
 def test_a_device_that_is_not_there(tmp_path: Path) -> None:

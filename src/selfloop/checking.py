@@ -10,12 +10,13 @@ from typing import Any
 from selfloop.auditing.said import said_as_gold
 from selfloop.casting import EngineConfig
 from selfloop.config import RunConfig, build_loop
+from selfloop.config_sections import LoRAConfig
 from selfloop.data import Samples, load
 from selfloop.doors import Doors
-from selfloop.engines.model_folder import check_files, local
+from selfloop.engines.model_folder import check_files, has_chat_template, local, without_weights
 from selfloop.gathering import clusters
 from selfloop.judging_costs import unplayed
-from selfloop.methods import METHODS, verifier_named
+from selfloop.methods import METHODS, open_to, verifier_named
 from selfloop.organize.judging import judge
 from selfloop.pictures import Library, perceptual_hash
 from selfloop.roles import SelfloopError, Verifier, name_of, reads
@@ -67,8 +68,8 @@ def check(config: RunConfig) -> Checked:
     Loads no model. Raises SelfloopError where nothing further could be looked at: a loop that
     cannot be built, a file that is not there.
     """
-    method = config.method if config.method != "auto" else "star"
-    loop = build_loop(config.model_copy(update={"method": method}))
+    shown = open_to(config)
+    loop = build_loop(shown)
     verifier = verifier_named(config.verifier, config.home)
     found = _folders(config)
     sets = {name: _loaded(name, path, config.data.frames, found) for name in SPLITS
@@ -80,7 +81,7 @@ def check(config: RunConfig) -> Checked:
         if name in sets:
             checked += _gold(sets[name], verifier, found)
     found += _overlaps(sets, looks)
-    if config.method in METHODS and loop.gate is not None and not len(sets.get("dev", ())):
+    if shown.method in METHODS and loop.gate is not None and not len(sets.get("dev", ())):
         found.append(Found("error", "data.dev", "there are no dev samples, but the gate decides "
                            "on them", "label some: `selfloop init` splits them off"))
     if lacking := unplayed(loop, config, sets.get("train", ())):
@@ -88,7 +89,7 @@ def check(config: RunConfig) -> Checked:
     counts = {name: len(samples) for name, samples in sets.items()}
     counts["pictures"] = sum(len(s.media) for samples in sets.values() for s in samples)
     printed = repr(loop) if config.method != "auto" else (
-        "# method: auto is chosen by `selfloop plan`; star would be\n" + repr(loop))
+        f"# method: auto is chosen by `selfloop plan`; {shown.method} would be\n{loop!r}")
     return Checked(printed, counts, checked, tuple(found))
 
 
@@ -102,8 +103,21 @@ def _folders(config: RunConfig) -> list[Found]:
         try:
             if (folder := local(model)) is not None:
                 check_files(folder)
+                found += _contents(key, folder, config.lora if key == "model" else None)
         except SelfloopError as error:
             found.append(Found("error", key, str(error)))
+    return found
+
+
+def _contents(key: str, folder: Path, lora: LoRAConfig | None) -> list[Found]:
+    """What can be told of a model's files without loading them."""
+    found = []
+    if not has_chat_template(folder):
+        found.append(Found("error", key, f"{folder} has no chat template",
+                           "put a chat_template.jinja there"))
+    for target in without_weights(folder, (lora and lora.targets) or ()):
+        found.append(Found("warning", "lora.targets", f"no weight of {folder} is named {target!r}",
+                           "`selfloop doctor` lists what adapters can go on"))
     return found
 
 

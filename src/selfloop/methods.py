@@ -60,6 +60,8 @@ METHODS: dict[str, str] = {
 }
 """Recipe name -> what it does in a few words."""
 VERIFIERS = ("exact", "number", "choice", "yes_no", "text")
+AUTO = ("star", "dpo", "grpo", "agreement", "supervised")
+"""What `method: auto` picks from; the rules are in choosing.py."""
 _GIVEN = frozenset({"verifier", "metric", "iterations", "seed"})
 """Recipe parameters that have a key of their own in run.yaml."""
 
@@ -163,6 +165,36 @@ def build_loop(config: RunConfig) -> Loop:
     except (TypeError, ValueError, SelfloopError) as error:
         raise SelfloopError(f"options of {config.method}: {error}") from error
     return _decided(composed(made, config), config)
+
+
+def open_to(config: RunConfig) -> RunConfig:
+    """A run.yaml of method auto with a method that auto may pick and that takes its options: what
+    can be built, and be wrong, before a probe picks. Any other run.yaml as it is.
+
+    Raises SelfloopError where none of the methods takes the options.
+    """
+    if config.method != "auto":
+        return config
+    takers = {method: config.options.keys() & options_of(method) for method in AUTO}
+    for name in config.options:
+        if not any(name in taken for taken in takers.values()):
+            valid = {name for method in AUTO for name in options_of(method)}
+            raise SelfloopError(f"options.{name}: none of the methods that auto picks from "
+                                f"({', '.join(AUTO)}) has such an option{closest(name, valid)}")
+    most = max(AUTO, key=lambda method: len(takers[method]))
+    if lacking := [name for name in config.options if name not in takers[most]]:
+        who = ", ".join(method for method in AUTO if lacking[0] in takers[method])
+        raise SelfloopError(f"options.{lacking[0]}: of the methods that auto picks from only {who} "
+                            "has it, and no method has all of these options: name the method, or "
+                            "leave some out")
+    fitting = [config.model_copy(update={"method": method}) for method in AUTO
+               if len(takers[method]) == len(config.options)]
+    for one in fitting:
+        with contextlib.suppress(SelfloopError):
+            build_loop(one)
+            return one
+    build_loop(fitting[0])  # all of them are wrong somewhere: the first is told
+    return fitting[0]
 
 
 def _decided(loop: Loop, config: RunConfig) -> Loop:

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from selfloop.types import Iteration
 
 
+_NO_DEV = ("data.dev is missing, but the gate decides on it: give one, or make the splits with "
+           "`selfloop init`")
+
+
 def run(
     given: Given = None,
     budget: Annotated[str | None, typer.Option(
@@ -50,8 +54,7 @@ def run(
     config = settled_config(load_config(path, overrides))
     loop, data = build_loop(config), load_data(config)
     if loop.gate is not None and not data.dev:
-        raise SelfloopError(f"{path}: data.dev is missing, but the gate decides on it: give one, "
-                            "or make the splits with `selfloop init`")
+        raise SelfloopError(f"{path}: {_NO_DEV}")
     if lacking := unplayed(loop, config, data.train):
         raise SelfloopError(lacking)
     if config.data.test is not None and config.data.test.exists():
@@ -77,7 +80,7 @@ def run(
 def settled_config(config: RunConfig) -> RunConfig:
     """With method auto: the plan's method and options, probing first if nobody has. A method
     that is named gets the options that suit the probed model, where run.yaml sets none."""
-    from selfloop.methods import METHODS
+    from selfloop.methods import METHODS, build_loop, open_to
     from selfloop.planning import labels_of, plan, settled, suggested
 
     if config.method == "supervised" and "labels" not in config.options:
@@ -94,6 +97,8 @@ def settled_config(config: RunConfig) -> RunConfig:
                                          or "none"))
         return settled(config, config.method, options)
     if probed is None:
+        if build_loop(open_to(config)).gate is not None and config.data.dev is None:
+            raise SelfloopError(_NO_DEV)
         tell("method: auto, and no probe of this model and data yet: probing first")
         probed = probe(config, tell=tell)
     made = plan(config, probed)
