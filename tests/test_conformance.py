@@ -96,6 +96,9 @@ def roll(name: str, dtype: torch.dtype) -> None:
         assert max(len(one.token_ids) for row in drawn for one in row) == 12
         assert drift(family, asked, drawn) < DRIFT[dtype]
         expect_path(name, mine.why_not)
+        alone = sampler(family)
+        draw(alone, jobs(family, n=4)[:1])  # queries come in another layout than of several
+        expect_path(name, alone.why_not)
         greedy = jobs(family, n=1, tokens=10, temperature=0.0)
         for job, (one,) in zip(greedy, draw(mine, greedy), strict=True):
             assert one.token_ids == generated(family, job)

@@ -29,7 +29,7 @@ LAYERS: list[tuple[str, ...]] = [
      "selfloop.doors", "selfloop.elsewhere", "selfloop.floor", "selfloop.learning"),
     ("selfloop.collect", "selfloop.organize", "selfloop.optimize", "selfloop.testbeds",
      "selfloop.gathering", "selfloop.splitting", "selfloop.answer_types", "selfloop.initialize"),
-    ("selfloop.engines", "selfloop.doctor", "selfloop.machines"),
+    ("selfloop.engines", "selfloop.doctor", "selfloop.doctor_model", "selfloop.machines"),
     ("selfloop.loop", "selfloop.evaluate", "selfloop.stepping", "selfloop.running"),
     ("selfloop.recipes", "selfloop.report"),
     ("selfloop.proof", "selfloop.export", "selfloop.methods", "selfloop.composing",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -291,3 +292,31 @@ def test_off_is_off() -> None:
     mine.recorder = Recorder(family.model, on=False, after=0)
     draw(mine, jobs(family))
     assert not mine.recorder.made and mine.recorder.eager == mine.recorder.recorded == 0
+
+
+def test_a_forward_put_on_later_is_not_taken_for_one_that_is_gone(folder: Path) -> None:
+    """Python gives an id again once its object is gone."""
+    engine = engine_of(folder)
+    mlp = engine.model.get_decoder().layers[0].mlp
+    usual, factors = type(mlp).forward, [0.5 * (-1) ** k * (k + 1) for k in range(12)]
+    for factor in factors:
+        mlp.forward = MethodType(lambda self, x, by=factor: usual(self, x) * by, mlp)
+        assert drawn(engine) == drawn(engine, on=False)
+        del mlp.__dict__["forward"]
+    assert engine.sampler.recorder.recorded > 0
+
+
+def test_hooks_on_every_module_are_called(folder: Path) -> None:
+    engine = engine_of(folder)
+    drawn(engine)
+    seen: list[Any] = []
+    hook = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, given, out: seen.append(type(module)))
+    try:
+        before = engine.sampler.recorder.recorded
+        drawn(engine)
+    finally:
+        hook.remove()
+    assert seen and engine.sampler.recorder.recorded == before
+    drawn(engine)
+    assert engine.sampler.recorder.recorded > before

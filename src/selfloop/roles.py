@@ -53,6 +53,10 @@ class Request:
     history: tuple[Turn, ...] = ()
     """Turns already drawn in this conversation; their tokens are kept, not re-tokenised."""
 
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise SelfloopError(f"Request(n={self.n}): expected 1 draw or more")
+
 
 class Generate(Protocol):
     """The door: draws `n` one-turn rollouts from a role's model for a context."""

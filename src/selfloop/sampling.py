@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil, expm1, inf, isfinite
+from math import ceil, expm1, isfinite
+from numbers import Integral, Real
 from typing import Any
 
 from selfloop import keys
 from selfloop.calling import SelfloopError, wrapped
 from selfloop.types import Context
 
+_LARGEST = 60.0
+"""e to this, times a logit, is far inside float32."""
+_HOTTEST = 1e6
 SENTENCE_ENDS = (".", "!", "?", "\u3002", "\uff01", "\uff1f")
 """What ends a sentence, in Latin and in Chinese and Japanese writing."""
 
@@ -41,8 +45,8 @@ class Contrast:
                 "must be finite, rate in [0, 1] and floor in [0, 1)")
 
     def at(self, step: int) -> float:
-        """h of the drawn token number `step`, from 0."""
-        return self.weight - expm1(self.rate * step)
+        """h of the drawn token number `step`, from 0; never so large that logits overflow."""
+        return self.weight - expm1(min(self.rate * step, _LARGEST))
 
     @property
     def idle(self) -> bool:
@@ -78,13 +82,15 @@ class Sampling:
     greedy at temperature 0). Log-probs are those before the loss; needs "diversity"."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.hidden <= 1 or not 0 <= self.diversity < inf:
+        _typed(self)
+        if not 0 <= self.hidden <= 1 or not 0 <= self.diversity <= _HOTTEST:
             raise SelfloopError(f"Sampling(hidden={self.hidden}, diversity={self.diversity}): "
-                                "hidden must be in [0, 1] and diversity >= 0")
+                                "hidden must be in [0, 1] and diversity in [0, 1e6]")
         for name, fits, expected in (
             ("temperature", not 0 < self.temperature < 1e-6,
              "so low a temperature divides by nothing; 0 is greedy"),
-            ("temperature", 0 <= self.temperature < inf, "temperature must be >= 0 (0 = greedy)"),
+            ("temperature", 0 <= self.temperature <= _HOTTEST,
+             "temperature must be in [0, 1e6] (0 = greedy)"),
             ("top_p", 0 < self.top_p <= 1, "top_p must be in (0, 1]"),
             ("min_p", 0 <= self.min_p < 1, "min_p must be in [0, 1)"),
             ("max_new_tokens", self.max_new_tokens >= 1, "max_new_tokens must be >= 1"),
@@ -118,12 +124,28 @@ class Sampling:
         return tuple(places[i] for i in sorted(order))
 
 
+def _typed(asked: Sampling) -> None:
+    """Numbers are numbers, and `stop` is a tuple of texts: a text would be its letters."""
+    for name in ("temperature", "top_p", "min_p", "hidden", "diversity", "top_k",
+                 "max_new_tokens"):
+        value, whole = getattr(asked, name), name in ("top_k", "max_new_tokens")
+        if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
+            raise SelfloopError(f"Sampling({name}={value!r}): expected a "
+                                f"{'whole ' if whole else ''}number")
+    stop: Any = asked.stop
+    if isinstance(stop, str) or not all(isinstance(text, str) and text for text in stop):
+        raise SelfloopError(f"Sampling(stop={stop!r}): expected a list of texts, none empty")
+    object.__setattr__(asked, "stop", tuple(stop))
+
+
 def check_decoding(component: Any) -> None:
     """Raises SelfloopError for a sampler whose own temperature, cuts or length `Sampling` refuses:
     when the loop is built, not when it first draws. What the sampler wraps is checked, too."""
     told: dict[str, Any] = {
         name: value for name in ("temperature", "top_p", "top_k", "min_p", "max_new_tokens")
         if isinstance(value := getattr(component, name, None), int | float)}
+    if isinstance(stop := getattr(component, "stop", ()), str | list | tuple):
+        told["stop"] = stop
     try:
         Sampling(**told)
     except SelfloopError as error:

@@ -6,8 +6,8 @@ The optimizer and the published versions come from `Learner`; this file is the p
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -91,15 +91,13 @@ class HFEngine(Attempting, Learner):
         self.never = tokens.suppressed(net.config, self.processor, width, generation)
         """Token id -> why it is never sampled."""
         ends = tokens.ends(self.processor.tokenizer, generation)
-        first = next(net.parameters())
-        self.limit: int | None = getattr(text, "max_position_embeddings", None)
+        first, self.limit = next(net.parameters()), hf_size.positions(text)
         self.prompts = Prompts(
             self.processor, placeholders=tokens.placeholders(self.never), limit=self.limit,
             device=first.device, ends=ends, dtype=net.dtype)
         ends |= {self.prompts.chat.end[-1]}
         self.prompts.chat.ends = ends
-        for token in ends:
-            self.never.pop(token, None)
+        self.never = {token: why for token, why in self.never.items() if token not in ends}
         self.banned_V = banned_V = torch.zeros(width, dtype=torch.bool, device=first.device)
         banned_V[sorted(self.never)] = True
         self.sampler = Sampler(net, self.prompts, banned_V, ends, self.decode, budget)
@@ -138,7 +136,7 @@ class HFEngine(Attempting, Learner):
         Forced prefix tokens come first, with loss_mask 0 and log-prob 0.0. Answers are cut
         ("length") where the model's positions end.
         """
-        with self.at_version(version), self._running():
+        with self._running(), self.at_version(version):
             mine = self.team.share(requests, [r.n * r.sampling.max_new_tokens for r in requests])
             jobs = [self._job(request) for request in mine]
             drawn = fitting(lambda: self.team.looking(lambda: self.sampler.draw(jobs)),
@@ -179,11 +177,13 @@ class HFEngine(Attempting, Learner):
         with self._running():
             return self.scorer(rows, entropy=entropy)
 
-    def _running(self) -> AbstractContextManager[Any]:
-        """Where the model runs: under this engine's own adapter, with products in `compute`."""
-        if self.loaded.peft is not None:
-            hf_adapters.wear(self.loaded.peft, self.loaded.adapter)
-        return computing(self.compute, self.banned_V.device)
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """Where the model runs: one thread at a time, under its own adapter, in `compute`."""
+        with self.loaded.turn, computing(self.compute, self.banned_V.device):
+            if self.loaded.peft is not None:
+                hf_adapters.wear(self.loaded.peft, self.loaded.adapter)
+            yield
 
     @property
     def training_path(self) -> str:
@@ -269,8 +269,8 @@ class HFEngine(Attempting, Learner):
 
     def _fast(self) -> list[tuple[str, Any]]:
         return [("training", self.scorer), ("training in one pass", self.scorer.together),
-                ("sampling", self.sampler),
-                ("guided sampling", self.sampler.guided), ("features", self.features)]
+                ("sampling", self.sampler), ("guided sampling", self.sampler.guided),
+                ("features", self.features)]
 
     def save_merged(self, folder: Path) -> None:
         """Full weights with the adapters merged in (the same as `save` without LoRA)."""

@@ -27,7 +27,7 @@ FIRST = "default"
 class LoRA:
     """Low-rank adapters on the language model (Hu et al. 2021): W + (alpha / rank) B A.
 
-    Raises SelfloopError for a number of bits that is not 4.
+    Raises SelfloopError for a number of bits that is not 4, a rank below 1, no targets.
     """
 
     rank: int = 16
@@ -45,6 +45,12 @@ class LoRA:
     def __post_init__(self) -> None:
         if self.bits not in (None, 4):
             raise SelfloopError(f"lora.bits={self.bits}: expected 4, or leave it out")
+        for name in ("rank", "alpha"):
+            if getattr(self, name) < 1:
+                raise SelfloopError(f"lora.{name}={getattr(self, name)}: expected 1 or more")
+        if self.targets is not None and (isinstance(self.targets, str) or not self.targets):
+            raise SelfloopError(f"lora.targets={self.targets!r}: expected a list of names such as "
+                                "q_proj; leave it out for all of the language model's")
 
 
 def language_linears(net: Any) -> dict[str, list[str]]:

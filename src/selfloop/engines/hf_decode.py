@@ -133,6 +133,7 @@ class Sampler:
             why_not = f"{type(error).__name__}: {lines[0][:200]}"
         if not why_not:
             return drawn
+        slow = self._copied(jobs, batch)  # where that fails, too, the fork is not to blame
         if guided:
             self.guided.why_not = why_not
         else:
@@ -140,7 +141,7 @@ class Sampler:
         what = "guided draws' prompts" if guided else "prompts"
         warnings.warn(f"{type(self.model).__name__}'s {what} cannot be forked ({why_not}): "
                       "each draw runs its own prompt, which is slower", stacklevel=2)
-        return self._copied(jobs, batch)
+        return slow
 
     def _copied(self, jobs: Sequence[Job], batch: Pairs) -> list[Drawn]:
         """Each draw with its own copy of the prompt; only prompts of one shape at a time."""
@@ -226,7 +227,7 @@ class Sampler:
         return self._differ(list(zip(plain, given, strict=True)))
 
     def _differ(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> str:
-        gap = max(float((a.cpu().double() - b).abs().max()) for a, b in pairs)
+        gap = float(torch.stack([(a.cpu().double() - b).abs().max() for a, b in pairs]).max())
         limit = CLOSE.get(runs_in(self.model), 0.5)
         return "" if gap <= limit else \
             f"log-probs differ from the plain path by {gap:.3g} > {limit:g}"
@@ -271,15 +272,22 @@ class _Text:
     def _stopped(self, row: int, length: int) -> bool:
         # A stop string of k bytes lies within the last k tokens (each has at least one); four
         # more keep tokenizers honest that drop a leading space or split a character.
-        longest = max(len(s.encode()) for s in self.stop) + 4
+        longest = wanted = max(len(s.encode()) for s in self.stop) + 4
         ids = [*self.forced, *self.token_NR[row, :length].tolist()]
         tail = self.decode(ids[-longest:])
+        while len(tail.encode()) < wanted and longest < len(ids):  # special tokens give no text
+            longest *= 2
+            tail = self.decode(ids[-longest:])
         # What was forced does not stop the answer: a match has to end in drawn text.
         given = len(self.decode(ids[-longest:-length])) if length < longest else 0
         return any(tail.find(s, max(0, given - len(s) + 1)) >= 0 for s in self.stop)
 
     def drawn(self) -> list[Drawn]:
-        """The finished answers."""
+        """The finished answers. Raises SelfloopError where the model's scores are no numbers."""
+        if bool(self.logp_NR.isnan().any()):
+            raise SelfloopError("the model's scores are not numbers (NaN), so nothing can be "
+                                "drawn: its weights hold some, or its precision is too low "
+                                "(float16?)")
         tokens, logps = self.token_NR.tolist(), self.logp_NR.tolist()
         opened, lengths = self.open_N.tolist(), self.length_N.tolist()
         return [Drawn(tuple(t[:n]), tuple(lp[:n]), "length" if still else "stop")

@@ -60,6 +60,7 @@ def guides(prompts: Prompts, request: Request, prompt: tuple[int, ...], forced: 
             raise SelfloopError("Sampling(contrast=...) is for the first turn: the other context "
                                 "has no history of its own; leave it out of later turns")
         ids, media = prompts.render(sampling.contrast.context)
+        prompts.check_length(len(ids) + len(forced), len(media))
         other = Other((*ids, *forced), media)
     return blind, other
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import torch
@@ -44,6 +45,9 @@ class Loaded:
     """The PEFT wrapper when there are adapters; `model` is then the adapted inner model."""
     adapter: str = FIRST
     """Which of the adapters on this base is meant."""
+    turn: Any = field(default_factory=RLock, repr=False, compare=False)
+    """Whose turn it is to run the model, where several threads ask: adapters and weights of other
+    versions are put on for a call."""
 
 
 def folder_of(model: str | Path) -> Path:
@@ -69,6 +73,8 @@ def load(model: str | Path, *, lora: LoRA | None = None, dtype: str = "float32",
     device = _usable(device)
     folder = folder_of(model)
     check_files(folder)
+    for name in ("config.json", "generation_config.json"):  # of which a broken one is passed over
+        _read(folder / name)
     processor = load_processor(folder)
     net = _load_model(folder, dtype, device, bits=lora.bits if lora else None)
     freeze_parts(net, frozen)
@@ -119,7 +125,7 @@ def load_processor(folder: Path) -> Any:
 
 def _load_model(folder: Path, dtype: str, device: str, bits: int | None = None) -> Any:
     """The model in eval mode on its device, its linear layers in 4 bits if asked."""
-    config = json.loads((folder / "config.json").read_text())
+    config = _read(folder / "config.json")
     auto: Any = getattr(transformers, "AutoModelForMultimodalLM", None) \
         or transformers.AutoModelForImageTextToText
     if dtype not in DTYPES:
@@ -130,11 +136,14 @@ def _load_model(folder: Path, dtype: str, device: str, bits: int | None = None) 
         with no_progress_bars():
             less = {"quantization_config": four_bits(_empty(auto, folder, quiet), _sums_in(wanted)),
                     "device_map": {"": device}} if bits else {}
-            net = auto.from_pretrained(folder, dtype=wanted, use_safetensors=True, **less, **quiet)
+            net, told = auto.from_pretrained(folder, dtype=wanted, use_safetensors=True,
+                                             output_loading_info=True, ignore_mismatched_sizes=True,
+                                             **less, **quiet)
     except Exception as error:
         hint = " (it needs its own remote code, which selfloop never runs)" \
             if "auto_map" in config else ""
         raise SelfloopError(f"{folder}: the model does not load{hint}: {_line(error)}") from error
+    _all_there(folder, net, told)
     if "image" not in (getattr(net, "input_modalities", None) or ("image",)) \
             or getattr(net.config, "vision_config", True) is None:
         raise SelfloopError(f"{folder}: {type(net).__name__} reads no pictures; "
@@ -143,6 +152,20 @@ def _load_model(folder: Path, dtype: str, device: str, bits: int | None = None) 
         raise SelfloopError(f"{folder}: encoder-decoder models are not supported; "
                             "give a decoder-only vision-language model")
     return (net if bits else net.to(device)).eval()
+
+
+def _all_there(folder: Path, net: Any, told: Mapping[str, Any]) -> None:
+    """Raises SelfloopError for weights that no file holds: they would be random ones, others at
+    each start."""
+    for name, found, wanted in sorted(told.get("mismatched_keys") or ()):
+        raise SelfloopError(f"{folder}: the weights {name} have shape {tuple(found)} in its files, "
+                            f"and config.json makes it {tuple(wanted)}: they are not of one model")
+    lacking = set(told.get("missing_keys") or ()) & {
+        name for name, _ in net.named_parameters(remove_duplicate=False)}
+    if lacking:
+        raise SelfloopError(f"{folder}: {len(lacking)} of the model's weights are in none of its "
+                            f"files, {min(lacking)} the first: they would start as random numbers; "
+                            "save the whole model there with save_pretrained")
 
 
 def _empty(auto: Any, folder: Path, quiet: dict[str, Any]) -> Any:
@@ -169,5 +192,19 @@ def no_progress_bars() -> Iterator[None]:
             switch.enable_progress_bar()
 
 
+def _read(path: Path) -> dict[str, Any]:
+    """A folder's JSON file; {} where there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise SelfloopError(f"{path} is not JSON: {_line(error)}") from None
+    if not isinstance(found, dict):
+        raise SelfloopError(f"{path}: expected an object, not {type(found).__name__}")
+    return found
+
+
 def _line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+    """An error's first line, and the next where that one only announces it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    end = 1 + (lines[0].endswith(":") if lines else 0)
+    return " ".join(lines[:end])[:300] or type(error).__name__

@@ -34,7 +34,7 @@ def attend(q_NHD: Any, own: tuple[Any, Any], lent: tuple[Any, Any], scale: float
     g, j = n // c, h // k
     k_XSD, v_XSD = (x.flatten(0, 1) for x in own)  # X = N K
     k_YPD, v_YPD = (x.flatten(0, 1) for x in lent)  # Y = C K
-    q_NHD = q_NHD * scale
+    q_NHD = (q_NHD * scale).contiguous()  # it may come with heads and tokens transposed
     near_XJS = torch.bmm(q_NHD.view(n * k, j, d), k_XSD.transpose(1, 2))
     q_YQD = q_NHD.view(c, g, k, j * d).transpose(1, 2).reshape(c * k, g * j, d)  # Q = G J
     far_YQP = torch.bmm(q_YQD, k_YPD.transpose(1, 2))

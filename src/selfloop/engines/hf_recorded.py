@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.nn.modules import module as module_hooks
 
 from selfloop.engines.hf_step_trace import Recording, record
 from selfloop.optimize.memory import out_of_memory
@@ -123,7 +124,9 @@ def _unusual(state: Any, modules: list[Any]) -> str:
         return "autocast is on"
     if any(m.training for m in modules):
         return "the model is in train mode"
-    return "somebody else's hooks are on the model" if any(map(_foreign, modules)) else ""
+    everywhere = module_hooks._global_forward_hooks or module_hooks._global_forward_pre_hooks
+    foreign = everywhere or any(map(_foreign, modules))
+    return "somebody else's hooks are on the model" if foreign else ""
 
 
 def _foreign(module: Any) -> list[Any]:
@@ -133,10 +136,25 @@ def _foreign(module: Any) -> list[Any]:
             if getattr(hook, "__module__", "") != "transformers.utils.output_capturing"]
 
 
+@dataclass(frozen=True, eq=False)
+class _This:
+    """An object that is equal to itself alone. It is kept: an id would be given to another one
+    once it is gone."""
+
+    it: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _This) and other.it is self.it
+
+    def __hash__(self) -> int:
+        return id(self.it)
+
+
 def _worn(modules: list[Any]) -> tuple[Hashable, ...]:
     """What code of modules depends on besides their tensors: forwards put in from outside, and
     which adapters are on, and how strongly."""
-    found: list[Hashable] = [id(m.__dict__["forward"]) for m in modules if "forward" in m.__dict__]
+    found: list[Hashable] = [_This(m.__dict__["forward"]) for m in modules
+                             if "forward" in m.__dict__]
     for m in modules:
         if "_active_adapter" in m.__dict__ or hasattr(type(m), "active_adapters"):
             scaling = getattr(m, "scaling", None)

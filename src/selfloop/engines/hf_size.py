@@ -20,6 +20,27 @@ def _numbers(parameter: Any) -> int:
     return math.prod(packed.shape) if packed is not None else int(parameter.numel())
 
 
+def positions(text: Any) -> int | None:
+    """The most positions a sequence may take; None where the config does not say.
+
+    With longrope up to those the model was first trained on: beyond them its rotations change for
+    all positions, and for whatever else is in the batch, so that what is drawn would depend on
+    what it was drawn with.
+    """
+    most: int | None = getattr(text, "max_position_embeddings", None)
+    return min((m for m in (most, longrope_from(text)) if m is not None), default=None)
+
+
+def longrope_from(text: Any) -> int | None:
+    """The positions up to which a longrope's short factors hold; None without longrope."""
+    rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]
+    return min((int(border) for kind in kinds if "longrope" in (
+        kind.get("rope_type"), kind.get("type")) and (border := kind.get(
+            "original_max_position_embeddings",
+            getattr(text, "original_max_position_embeddings", None)))), default=None)
+
+
 def patch_of(model: Any) -> int:
     """The side of a patch in pixels; 0 where the vision tower does not tell its sizes."""
     vision = getattr(model.config, "vision_config", None)

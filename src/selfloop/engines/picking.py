@@ -29,7 +29,9 @@ def pick(logits_NV: torch.Tensor, uniform_N: torch.Tensor, sampling: Sampling,
     total_N1 = cdf_NV[:, -1:]
     # Strictly below the total, so that the token found always has probability of its own.
     point_N1 = uniform_N.clamp(max=_BELOW_ONE)[:, None] * total_N1
-    token_N = torch.searchsorted(cdf_NV, point_N1, right=True)[:, 0]
+    # Where there are no numbers none is found: then the log-prob is none either, and told of.
+    token_N = torch.searchsorted(cdf_NV, point_N1, right=True)[:, 0].clamp_(
+        max=cdf_NV.shape[1] - 1)
     return token_N, logp_NV.gather(1, token_N[:, None])[:, 0]
 
 

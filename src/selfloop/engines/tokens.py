@@ -13,6 +13,8 @@ from typing import Any
 
 from PIL import Image
 
+from selfloop.roles import SelfloopError
+
 _MODALITY = re.compile(
     r"image|img|video|audio|vision|visual|frame|pixel|(^|_)(bo|eo)[iva](_|$)", re.IGNORECASE)
 """Words for what a processor expands; boi/eoi and kin are the field's names for begin/end."""
@@ -22,6 +24,18 @@ _NOT_EXPANDED = re.compile(r"box|object|think|tool|point|quad|(?<!p)ref", re.IGN
 _ASKED_WITH = re.compile(r"(?<![a-z])(loc|det|seg|coord)(?![a-z])|ground", re.IGNORECASE)
 """What questions are documented to be asked with: "<loc_155>" of SmolDocling, "<|grounding|>" and
 "<|det|>" of DeepSeek-OCR. None of them ends a turn or stands for a picture."""
+
+
+_SHAPING = (
+    "repetition_penalty", "encoder_repetition_penalty", "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size", "bad_words_ids", "begin_suppress_tokens", "sequence_bias",
+    "min_length", "min_new_tokens", "forced_bos_token_id", "forced_eos_token_id",
+    "exponential_decay_length_penalty", "guidance_scale", "watermarking_config", "stop_strings",
+    "token_healing", "force_words_ids", "constraints")
+_NOTHING: dict[str, tuple[Any, ...]] = {
+    name: (None, False, 0, [], 1 if "penalty" in name or name == "guidance_scale" else 0)
+    for name in _SHAPING}
+"""Values of each that change nothing."""
 
 
 def suppressed(model_config: Any, processor: Any, vocab_size: int, generation_config: Any = None
@@ -42,12 +56,25 @@ def suppressed(model_config: Any, processor: Any, vocab_size: int, generation_co
         if marker is not None:
             reasons.setdefault(int(marker), name)
     for token in getattr(generation_config, "suppress_tokens", None) or ():
-        reasons.setdefault(int(token), "generation_config.suppress_tokens")
-    for token in range(len(tokenizer), vocab_size):
+        if isinstance(token, int) and 0 <= token < vocab_size:  # -1 is written for "none"
+            reasons.setdefault(token, "generation_config.suppress_tokens")
+    # Not from len(tokenizer) on: ids may have gaps.
+    for token in set(range(vocab_size)) - set(tokenizer.get_vocab().values()):
         reasons.setdefault(token, "beyond the tokenizer's vocabulary")
     for token in ends(tokenizer, generation_config):
-        reasons.pop(token, None)
+        if reasons.pop(token, "").startswith("placeholder"):
+            raise SelfloopError(
+                f"token {token} ({tokenizer.convert_ids_to_tokens(token)}) ends an answer by "
+                "eos_token_id, and stands for a picture: take it out of the list in "
+                "generation_config.json")
     return reasons
+
+
+def not_followed(generation_config: Any) -> list[str]:
+    """Settings of generation_config.json that `generate` lets shape an answer and the sampler does
+    not: what it draws is the model's own distribution, which is trained. "name=value" each."""
+    found = {name: getattr(generation_config, name, None) for name in _SHAPING}
+    return [f"{name}={value}" for name, value in found.items() if value not in _NOTHING[name]]
 
 
 def controls(tokenizer: Any) -> frozenset[str]:
