@@ -170,7 +170,7 @@ def test_longrope_is_kept_where_its_rotations_do_not_change(folder: Path) -> Non
     assert all(len(t.prompt_token_ids) + len(t.token_ids) <= 32 for t in long)
     with pytest.raises(SelfloopError, match="limit of 32 positions"):
         draw(engine, "1" * 40)
-    found = next(f for f in diagnose(str(folder)) if "longrope" in f.what)
+    found = next(f for f in diagnose(str(folder)) if "longrope: " in f.what)
     assert found.level == "warning" and "32 positions" in found.what
 
 

@@ -301,6 +301,52 @@ def test_a_plan_of_stages(config):
     json.dumps(found.to_json())
 
 
+def test_a_tower_that_does_not_learn_sees_each_picture_once(config):
+    """60 problems of 100 different ones, 2 x 50 dev questions: 60 + 50 pictures in all."""
+    grpo = config.model_copy(update={"method": "grpo", "options": {
+        "n": 8, "steps": 6, "samples": 10}})
+    learns = {s.name: s.flops for s in plan(grpo, made(machine=FULL)).stages}
+    fixed = FULL | {"shape.vision_trained": 0.0}
+    found = {s.name: s.flops for s in plan(grpo, made(machine=fixed)).stages}
+    assert found["collect, vision tower"] == learns["collect, vision tower"]  # none came twice
+    assert found["learn, vision tower"] == 0 < learns["learn, vision tower"]
+    assert found["evaluate, vision tower"] < learns["evaluate, vision tower"]
+    more = grpo.model_copy(update={"options": {**grpo.options, "steps": 60}})
+    again = {s.name: s.flops for s in plan(more, made(machine=fixed)).stages}
+    assert again["collect, vision tower"] == pytest.approx(
+        100 / 60 * found["collect, vision tower"])
+    only = grpo.model_copy(update={"method": "supervised", "options": {"labels": "answer"}})
+    taught = {s.name: s.flops for s in plan(only, made(machine=fixed)).stages}
+    assert taught["learn, vision tower"] > 0
+
+
+def test_a_plan_says_what_several_learners_and_a_budget_leave_out(config):
+    several = config.model_copy(update={"method": "visplay", "options": {}})
+    said = " ".join(plan(several, made(machine=FULL)).uncounted)
+    assert "learn beside" in said and "write for each other" in said
+    short = config.model_copy(update={"method": "grpo", "options": {}, "budget": 1.0})
+    found = plan(short, made(machine=FULL))
+    share = 100 / found.seconds["total"]
+    assert any(n.startswith(f"budget: 1.0 s end the run after some {share:.0f} %")
+               for n in found.notes)
+    enough = short.model_copy(update={"budget": 1e9})
+    assert not any(n.startswith("budget") for n in plan(enough, made(machine=FULL)).notes)
+
+
+def test_a_plan_is_of_what_learns_and_of_the_micro_batches(config):
+    from selfloop.probed import identity
+
+    assert identity(config) != identity(config.model_copy(update={"freeze": ("vision",)}))
+    same = [config.model_copy(update=one) for one in (
+        {"freeze": ("vision", "projector")}, {"learn": ("language",)})]
+    assert identity(same[0]) == identity(same[1])
+    assert identity(config) == identity(config.model_copy(update={"max_batch_tokens": 64}))
+    grpo = config.model_copy(update={"method": "grpo", "options": {}})
+    small = grpo.model_copy(update={"max_batch_tokens": 64})
+    assert plan(small, made(machine=FULL)).memory["activations"] < plan(
+        grpo, made(machine=FULL)).memory["activations"]
+
+
 def test_a_plan_says_that_further_waves_are_not_counted(config):
     waves = {"method": "grpo", "options": {}, "organize": OrganizeConfig(wave=8)}
     found = plan(config.model_copy(update=waves), made(machine=FULL))
@@ -453,6 +499,22 @@ def test_what_was_achieved_counts_what_was_done_again_once(tmp_path, monkeypatch
     once = achieved(found)
     twice = achieved(replace(found, events=[*found.events, *found.events]))
     assert twice == once and len(once) == 4
+    # with a frozen tower 12 train and 8 dev pictures are seen once, by both versions and all stages
+    fixed = [{**e, "shape": {**e["shape"], "vision_trained": False}}
+             if e["event"] == "machine" else e for e in found.events]
+    about = next(e for e in fixed if e["event"] == "machine")
+    assert about["different_pictures"] == 12
+    shape = Shape.of(about["shape"])
+    older = [{k: v for k, v in e.items() if k != "different_pictures"} for e in fixed]
+    spent = {a.stage: a.flops for a in achieved(replace(found, events=fixed))}
+    before = {a.stage: a.flops for a in achieved(replace(found, events=older))}
+    assert spent["collect"] == pytest.approx(before["collect"])  # twelve problems
+    assert spent["learn"] < before["learn"] and spent["evaluate"] == before["evaluate"]
+    once_each = {a.stage: a.flops for a in once}
+    asked = sum(len({a.sample for a in answers if a.arm == arm}) for answers in found.dev.values()
+                for arm in {a.arm for a in answers} - {"no_image"})
+    assert once_each["evaluate"] - spent["evaluate"] == pytest.approx(
+        floor.vision_flops(shape, asked - 8))
     # run once a group: what is trained is at most what is read
     roles = found.learned[0]["solver"]
     assert roles["tokens_trained"] < roles["tokens_run"] <= roles["tokens_read"]

@@ -64,6 +64,9 @@ class Counts:
     """And without."""
     pictures: float
     """Pictures a question."""
+    train: float = math.inf
+    dev: float = math.inf
+    """Different questions of each: a vision tower that does not learn needs to see theirs once."""
 
     @property
     def saving(self) -> float:
@@ -132,7 +135,7 @@ def counts(loop: Loop, probed: Probed) -> Counts:
         scored=steps * signals * branches / group if needs else 0.0,
         asked=looks * probed.dev * (1 + how.draws) if how else 0.0,
         blind=looks * probed.dev if how and how.no_image else 0.0,
-        pictures=machine.get("pictures", 1.0))
+        pictures=machine.get("pictures", 1.0), train=probed.train, dev=probed.dev)
 
 
 def tokens(n: Counts) -> dict[str, int]:
@@ -222,17 +225,21 @@ def _works(n: Counts, shape: Shape, given: Machine | None) -> dict[str, Work | N
         + floor.rollouts(machine, shape, prompts=n.blind, group=1, batch=SHARD, answer=n.answer,
                          prompt=max(1.0, n.prompt - picture))
     passes = floor.equivalents(1.0, shape.recompute) if shape.vision_trained else 1.0
-    see = floor.seeing
+
+    def see(asked: float, most: float, passes: float) -> Work | None:
+        share = 1.0 if shape.vision_trained or not asked else min(1.0, most / asked)
+        return floor.seeing(machine, shape, asked * share * n.pictures, passes * share)
+
     return {
         "collect": floor.rollouts(machine, shape, prompts=n.problems, group=n.draws,
                                   batch=n.batch, **lengths) if n.problems else None,
-        "collect, vision": see(machine, shape, n.problems * n.pictures,
-                               n.problems * n.draws / n.batch) if n.problems else None,
+        "collect, vision": see(n.problems, n.train, n.problems * n.draws / n.batch)
+        if n.problems else None,
         "learn": learn,
-        "learn, vision": see(machine, shape, (passes * n.contexts + n.scored) * n.pictures,
+        "learn, vision": see(passes * n.contexts + n.scored, 0.0 if n.problems else n.train,
                              passes * n.updates),
         "evaluate": evaluate,
-        "evaluate, vision": see(machine, shape, n.asked * n.pictures, n.asked / SHARD),
+        "evaluate, vision": see(n.asked, n.dev, n.asked / SHARD),
     }
 
 

@@ -251,6 +251,7 @@ def described(engine: Any, samples: Sequence[Sample]) -> dict[str, Any]:
                         "name": machine.name, "source": machine.source},
             "prompt_tokens": sum(map(len, prompts)) / len(prompts),
             "pictures": sum(len(s.media) for s in samples) / len(samples),
+            "different_pictures": float(len({m.identity for s in samples for m in s.media})),
             "batch_tokens": float(getattr(engine, "max_batch_tokens", 32768)),
         }
     except Exception:  # whatever it is, the run itself will say it better

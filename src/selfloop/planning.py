@@ -15,6 +15,7 @@ from typing import Any
 from selfloop import costs
 from selfloop.choosing import Choice, choose
 from selfloop.config import RunConfig, build_loop, load_data
+from selfloop.durations import time_of
 from selfloop.evaluate.gate import Gate
 from selfloop.evaluate.statistics import SequentialAlpha, smallest_detectable_gain
 from selfloop.floor import Machine, Shape
@@ -117,11 +118,13 @@ def _costed(made: Plan, config: RunConfig, probed: Probed, other: Machine | None
             price: float | None) -> Plan:
     """The plan with what it costs on the probed machine, or on another one."""
     loop = build_loop(config)
+    probed = replace(probed, machine={**probed.machine,
+                                      "batch_tokens": float(config.max_batch_tokens)})
     n, shape = costs.counts(loop, probed), shape_of(probed, config.checkpointing)
     machine = other or probed_machine(probed)
     machine = replace(machine, price_per_hour=price) if machine else None
     expected = costs.seconds(n, probed, shape)
-    held = costs.memory(n, shape, probed.machine.get("batch_tokens", 32768.0),
+    held = costs.memory(n, shape, probed.machine["batch_tokens"],
                         n.contexts * n.group / max(1.0, n.updates)) if shape else {}
     few = list(islice(load_data(config, asking=True).train, PROBLEMS))
     judges, unasked = judging(loop, config, n, few, shape, machine)
@@ -132,18 +135,32 @@ def _costed(made: Plan, config: RunConfig, probed: Probed, other: Machine | None
     if shape and not machine:
         uncounted.append("floors (this probe measured no machine: run `selfloop probe` again, or "
                          "give --machine)")
+    if len(loop.learn) > 1:
+        first, *more = loop.learn
+        uncounted.append(f"what {' and '.join(more)} learn beside {first}, and the prompts that "
+                         "the roles write for each other")
     if loop.max_waves > 1:
         uncounted.append(f"further waves (organize.wave draws up to {loop.max_waves} a step)")
     tight = None if other else crowded(loop, probed.train, n.draws, n.prompt, n.answer,
                                        free_memory())
     return replace(
-        made, judges=judges, notes=(*made.notes, *map(str, judges), *over_budget(judges, config),
-                                    *([tight] if tight else [])),
+        made, judges=judges, notes=(
+            *made.notes, *map(str, judges), *over_budget(judges, config),
+            *([tight] if tight else []), *_cut_short(config, {} if other else expected)),
         seconds={} if other else expected, tokens=costs.tokens(n), flops=total.flops or 0.0,
         memory=held, stages=stages, saving=n.saving, machine=machine,
         lengths={"prompt": n.prompt, "answer": n.answer, "group": n.group},
         money=spent * price / 3600 if price is not None and spent is not None else None,
         uncounted=(*uncounted, *unasked))
+
+
+def _cut_short(config: RunConfig, expected: Mapping[str, float]) -> list[str]:
+    """A note where the run's budget will end it, by the seconds that are expected."""
+    total = expected.get("total", math.nan)
+    if config.budget is None or not total > config.budget:
+        return []
+    return [f"budget: {time_of(config.budget)} end the run after some "
+            f"{100 * config.budget / total:.0f} % of what is planned ({time_of(total)})"]
 
 
 def shape_of(probed: Probed, recompute: bool = False) -> Shape | None:

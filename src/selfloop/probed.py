@@ -15,6 +15,7 @@ from selfloop.config import RunConfig
 from selfloop.evaluate.answers import Answer, expected_calibration_error, pass_at_k
 from selfloop.evaluate.calibration import VotePrecision, vote_precision
 from selfloop.evaluate.statistics import wilson
+from selfloop.optimize.parts import frozen_parts
 from selfloop.organize.verify.rules import as_number
 from selfloop.roles import Verifier, name_of
 from selfloop.types import digest
@@ -140,8 +141,13 @@ def identity(config: RunConfig) -> str:
     for path in (config.data.train, config.data.dev):
         if path is not None and path.exists():
             stamps.append([str(path), path.stat().st_size, path.stat().st_mtime_ns])
-    return digest([config.model_path, stamps, config.verifier, length_of(config), config.dtype,
-                   config.prompt, config.lora.model_dump() if config.lora else None])
+    about = [config.model_path, stamps, config.verifier, length_of(config), config.dtype,
+             config.prompt, config.lora.model_dump() if config.lora else None]
+    # How much learns, where and how fast decides what the plan makes of it.
+    usual = {"compute": None, "device": "auto", "threads": None, "processes": 1, "shard": False}
+    how = {n: value for n, common in usual.items() if (value := getattr(config, n)) != common}
+    frozen = frozen_parts(config.freeze, config.learn)
+    return digest(about + ([how, *frozen] if how or frozen else []))
 
 
 def stored(config: RunConfig) -> Probed | None:

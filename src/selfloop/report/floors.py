@@ -6,6 +6,7 @@ the machine from the event that the run wrote when it was opened (machines.py).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -92,10 +93,20 @@ def _collect(found: Findings, shape: Shape, machine: Machine, about: dict[str, A
     answer = sum(m["tokens"]["drawn"] for m in found.manifests) / drawn
     held = max(1.0, about["batch_tokens"] // (prompt + group * answer))
     batch = min(held, problems / len(found.manifests)) * group
-    pictures = problems * about["pictures"]
     return floor.rollouts(machine, shape, prompts=problems, group=group, prompt=prompt,
                           answer=answer, batch=batch) \
-        + (floor.seeing(machine, shape, pictures, drawn / batch) or Work())
+        + _seen(shape, machine, problems * about["pictures"], _different(about), drawn / batch)
+
+
+def _seen(shape: Shape, machine: Machine, pictures: float, different: float, passes: float) -> Work:
+    """The vision tower's part: where it does not learn, each different picture once."""
+    share = 1.0 if shape.vision_trained or not pictures else min(1.0, different / pictures)
+    return floor.seeing(machine, shape, pictures * share, passes * share) or Work()
+
+
+def _different(about: dict[str, Any]) -> float:
+    """Different pictures of the training set; older runs do not say."""
+    return float(about.get("different_pictures", math.inf))
 
 
 def _learn(found: Findings, shape: Shape, machine: Machine, about: dict[str, Any]) -> Work:
@@ -115,18 +126,20 @@ def _learn(found: Findings, shape: Shape, machine: Machine, about: dict[str, Any
     passes = floor.equivalents(1.0, shape.recompute) if shape.vision_trained else 1.0
     return floor.training(machine, shape, prompts=contexts, updates=updates, **lengths) \
         + floor.forward(machine, shape, prompts=again * contexts, **lengths) \
-        + (floor.seeing(machine, shape, (passes + again) * contexts * about["pictures"],
-                        passes * updates) or Work())
+        + _seen(shape, machine, (passes + again) * contexts * about["pictures"],
+                0.0 if any(m["counts"].get("drawn") for m in found.manifests)
+                and _different(about) < math.inf else _different(about), passes * updates)
 
 
 def _evaluate(found: Findings, shape: Shape, machine: Machine, prompt: float, pictures: float
               ) -> Work:
     """Every dev answer that is stored: each arm reads its question once and draws."""
-    whole = Work()
+    whole, known = Work(), set[str]()
     for answers in found.dev.values():
         for arm in dict.fromkeys(a.arm for a in answers):
             mine = [a for a in answers if a.arm == arm]
-            asked = len({a.sample for a in mine})
+            questions = {a.sample for a in mine}
+            asked = len(questions)
             seen = 0.0 if arm == "no_image" else pictures
             length = max(1.0, prompt - (pictures - seen) * (shape.picture_tokens or 0.0))
             group = len(mine) / asked
@@ -134,5 +147,7 @@ def _evaluate(found: Findings, shape: Shape, machine: Machine, prompt: float, pi
                 machine, shape, prompts=asked, group=group, prompt=length, batch=SHARD * group,
                 answer=sum(a.tokens for a in mine) / len(mine))
             if seen:
-                whole += floor.seeing(machine, shape, asked * seen, asked / SHARD) or Work()
+                whole += _seen(shape, machine, asked * seen, len(questions - known) * seen,
+                               asked / SHARD)
+                known |= questions
     return whole
