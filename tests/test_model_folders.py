@@ -182,6 +182,28 @@ def test_a_contrast_that_is_too_long_is_refused(sound: Path) -> None:
     assert not engine.sampler.guided.why_not and draw(engine, "a")
 
 
+# -- modes ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(rank=2)])
+def test_first_used_in_inference_mode(sound: Path, lora: LoRA | None) -> None:
+    """The self-check needs gradients, and kept features are trained on later."""
+    engine, other = engine_of(sound, lora=lora), engine_of(sound, lora=lora)
+    with torch.inference_mode():
+        (turns,) = draw(engine, "a", n=4)
+        rows = [row for t in turns
+                for row in engine.rows(Branch(context=asked(1, "a"), turns=(t,)))]
+        scored = engine.logps(rows)[0]
+    assert engine.training_path == "shared prefix" and not engine.sampler.why_not
+    assert not any(x.requires_grad for x in scored)
+    for one in (engine, other):
+        torch.cat(list(one.logps(rows)[0])).sum().backward()
+    found, expected = ({n: p.grad for n, p in one.trainable().items() if p.grad is not None}
+                       for one in (engine, other))
+    assert found and found.keys() == expected.keys()
+    assert all(torch.equal(found[n], expected[n]) for n in found)
+
+
 # -- several threads ------------------------------------------------------------------------------
 
 

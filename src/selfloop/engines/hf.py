@@ -24,7 +24,7 @@ from selfloop.engines.hf_hiding import cannot_hide
 from selfloop.engines.hf_jobs import turn
 from selfloop.engines.hf_load import LoRA, load
 from selfloop.engines.hf_prompt import Prompts
-from selfloop.engines.precision import computing, must_mix
+from selfloop.engines.precision import computing, differentiable, must_mix
 from selfloop.optimize.checkpointing import enable
 from selfloop.optimize.learner import Learner
 from selfloop.optimize.memory import fitting
@@ -180,7 +180,7 @@ class HFEngine(Attempting, Learner):
     @contextmanager
     def _running(self) -> Iterator[None]:
         """Where the model runs: one thread at a time, under its own adapter, in `compute`."""
-        with self.loaded.turn, computing(self.compute, self.banned_V.device):
+        with self.loaded.turn, differentiable(), computing(self.compute, self.banned_V.device):
             if self.loaded.peft is not None:
                 hf_adapters.wear(self.loaded.peft, self.loaded.adapter)
             yield

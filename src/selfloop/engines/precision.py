@@ -6,7 +6,8 @@ need. Log-probs are taken from the logits in float32, as everywhere.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -35,3 +36,15 @@ def computing(compute: str | None, device: torch.device) -> AbstractContextManag
     # where nothing asks for gradients it is kept, since a sampler uses it at every token.
     return torch.autocast(device.type, getattr(torch, compute),
                           cache_enabled=not torch.is_grad_enabled())
+
+
+@contextmanager
+def differentiable() -> Iterator[None]:
+    """Where a caller is in inference mode: no_grad instead. What is made in inference mode can
+    never be differentiated, which features that are kept, and the self-check's gradients, must be.
+    """
+    if not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        yield
