@@ -14,7 +14,8 @@ from hf_models import FAMILIES, asked, open_picture, picture
 from selfloop.collect.unsayable import Unsayable
 from selfloop.engines.chat import Chat
 from selfloop.engines.hf import HFEngine, LoRA
-from selfloop.engines.hf_decode import _Text
+from selfloop.engines.hf_answers import Answers
+from selfloop.engines.hf_jobs import Job
 from selfloop.engines.picking import filtered, pick
 from selfloop.engines.tokens import controls
 from selfloop.roles import Request, Sampling, SelfloopError
@@ -198,10 +199,12 @@ def test_stop_strings_end_in_drawn_text_whatever_a_token_is(forced, drawn_, stop
         return bytes(ids).decode("utf-8", errors="replace")
 
     tokens, given = list(drawn_.encode()), tuple(forced.encode())
-    batch = object.__new__(_Text)
-    batch.stop, batch.forced, batch.decode = (stop,), given, decode
-    batch.token_NR = torch.tensor([tokens])
-    assert any(batch._stopped(0, n + 1) for n in range(len(tokens))) == stops
+    job = Job((1,), (), given, "k", 1, Sampling(max_new_tokens=len(tokens), stop=(stop,)), 99)
+    batch, rows = Answers(decode, frozenset({-1}), 2, job, torch.zeros(2, 1)), torch.arange(2)
+    still = [batch.write(step, rows, torch.tensor([token, 0]), torch.zeros(2), step == 0)
+             for step, token in enumerate(tokens)]
+    assert any(not bool(open_N[0]) for open_N in still) == stops
+    assert all(bool(open_N[1]) for open_N in still), "the other answer says nothing of it"
 
 
 def test_a_temperature_that_divides_by_nothing_is_refused() -> None:

@@ -134,13 +134,13 @@ def test_what_generate_follows_and_draws_do_not_is_named(folder: Path) -> None:
 
 def test_a_stop_string_with_special_tokens_inside(sound: Path) -> None:
     """They give no text, however many there are between two letters."""
-    from selfloop.engines.hf_decode import _Text
+    from selfloop.engines.hf_answers import Answers
     from selfloop.engines.hf_jobs import Job
 
     engine = engine_of(sound)
     a, b = (engine.processor.tokenizer.convert_tokens_to_ids(c) for c in "12")
     job = Job((1,), (), (), "k", 1, Sampling(max_new_tokens=40, stop=("12",)), 99)
-    text = _Text(engine.sampler, 1, job, torch.zeros(1, 1))
+    text = Answers(engine.decode, engine.sampler.ends, 1, job, torch.zeros(1, 1))
     silent = next(t for t in engine.never if engine.decode([t]) == "")
     for step, token in enumerate([a, *[silent] * 20, b]):
         still = text.write(step, torch.tensor([0]), torch.tensor([token]), torch.zeros(1), True)

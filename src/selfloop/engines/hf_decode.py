@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from selfloop.engines.hf_answers import Answers
 from selfloop.engines.hf_cache import Copied, Forked
 from selfloop.engines.hf_guided import followed, state_of
 from selfloop.engines.hf_jobs import Drawn, Job
@@ -172,7 +173,7 @@ class Sampler:
         if isinstance(state, Forked):
             state.recorded = self.recorder.of(state)
         apart = _places(batch, device) if job.sampling.diversity else None
-        text = _Text(self, len(batch), job, state.logits_NV)
+        text = Answers(self.decode, self.ends, len(batch), job, state.logits_NV)
         banned_B = numbers(self.banned_V)
         rows_N = torch.arange(len(batch), device=device)
         left = len(batch)
@@ -236,59 +237,3 @@ class Sampler:
 def _places(batch: Pairs, device: Any) -> torch.Tensor:
     """(job, draw) of each row as numbers [N, 2]."""
     return torch.tensor(list(batch), dtype=torch.long, device=device)
-
-
-class _Text:
-    """The answers of one batch as they grow: tokens, log-probs and ends, as arrays."""
-
-    def __init__(self, sampler: Sampler, rows: int, job: Job, logits: torch.Tensor) -> None:
-        device, wide = logits.device, torch.promote_types(logits.dtype, torch.float32)
-        self.decode, self.stop, self.forced = sampler.decode, job.sampling.stop, job.forced
-        self.ends = torch.tensor(sorted(sampler.ends), device=device)
-        self.token_NR = torch.zeros(rows, job.steps, dtype=torch.long, device=device)
-        self.logp_NR = torch.zeros(rows, job.steps, device=device, dtype=wide)
-        self.length_N = torch.zeros(rows, dtype=torch.long, device=device)
-        self.open_N = torch.ones(rows, dtype=torch.bool, device=device)
-
-    def write(self, step: int, rows_M: Any, token_M: Any, logp_M: Any, all_open: bool) -> Any:
-        """Append to those of rows_M that are open; returns which of them still are."""
-        rows, token, logp = rows_M, token_M, logp_M
-        if not all_open:
-            was_M = self.open_N[rows_M]
-            rows, token, logp = rows_M[was_M], token_M[was_M], logp_M[was_M]
-        elif len(rows_M) == len(self.open_N):  # all there are: no numbers to look up
-            rows = slice(None)
-        self.token_NR[rows, step] = token
-        self.logp_NR[rows, step] = logp
-        self.length_N[rows] = step + 1
-        self.open_N[rows] = (token[:, None] != self.ends).all(-1)
-        if not self.stop:
-            return self.open_N[rows_M]
-        for row in rows_M.tolist():
-            if self.open_N[row] and self._stopped(row, step + 1):
-                self.open_N[row] = False
-        return self.open_N[rows_M]
-
-    def _stopped(self, row: int, length: int) -> bool:
-        # A stop string of k bytes lies within the last k tokens (each has at least one); four
-        # more keep tokenizers honest that drop a leading space or split a character.
-        longest = wanted = max(len(s.encode()) for s in self.stop) + 4
-        ids = [*self.forced, *self.token_NR[row, :length].tolist()]
-        tail = self.decode(ids[-longest:])
-        while len(tail.encode()) < wanted and longest < len(ids):  # special tokens give no text
-            longest *= 2
-            tail = self.decode(ids[-longest:])
-        # What was forced does not stop the answer: a match has to end in drawn text.
-        given = len(self.decode(ids[-longest:-length])) if length < longest else 0
-        return any(tail.find(s, max(0, given - len(s) + 1)) >= 0 for s in self.stop)
-
-    def drawn(self) -> list[Drawn]:
-        """The finished answers. Raises SelfloopError where the model's scores are no numbers."""
-        if bool(self.logp_NR.isnan().any()):
-            raise SelfloopError("the model's scores are not numbers (NaN), so nothing can be "
-                                "drawn: its weights hold some, or its precision is too low "
-                                "(float16?)")
-        tokens, logps = self.token_NR.tolist(), self.logp_NR.tolist()
-        opened, lengths = self.open_N.tolist(), self.length_N.tolist()
-        return [Drawn(tuple(t[:n]), tuple(lp[:n]), "length" if still else "stop")
-                for t, lp, n, still in zip(tokens, logps, lengths, opened, strict=True)]

@@ -216,8 +216,8 @@ class _Parts:
     def _tensor(self, found: Sequence[Any]) -> Any | None:
         if any(f is None for f in found):
             return None
-        like = self.logps[0]
-        return padded([torch.tensor(f, dtype=like.dtype, device=like.device) for f in found])
+        like = self.logps[0]  # one transfer to its device, not one a row
+        return padded([torch.tensor(f, dtype=like.dtype) for f in found]).to(like.device)
 
 
 def padded(parts: Sequence[Any]) -> Any:
@@ -226,16 +226,16 @@ def padded(parts: Sequence[Any]) -> Any:
 
 def advantages(signals: Sequence[AnySignal], answer: Scored) -> Any:
     """One number a signal spread over its tokens, or one number a token."""
-    rows = []
-    for signal, mask_T in zip(signals, answer.mask_BT, strict=True):
+    rows, mask_BT = [], answer.mask_BT
+    for signal, length in zip(signals, mask_BT.sum(-1).long().tolist(), strict=True):
         value = signal.advantage if isinstance(signal, Advantage) else 0.0
-        length = int(mask_T.sum())
         spread = value if isinstance(value, tuple) else (float(value),) * length
         if (n := len(spread)) != length:
             raise SelfloopError(f"sample {signal.sample}: {n} token advantages for {length} tokens")
-        rows.append(torch.tensor(spread, dtype=mask_T.dtype, device=mask_T.device))
+        rows.append(torch.tensor(spread, dtype=mask_BT.dtype))
     padded_BT = padded(rows)
-    return torch.nn.functional.pad(padded_BT, (0, answer.mask_BT.shape[1] - padded_BT.shape[1]))
+    return torch.nn.functional.pad(
+        padded_BT, (0, mask_BT.shape[1] - padded_BT.shape[1])).to(mask_BT.device)
 
 
 def gaps(batch: Batch) -> list[float]:
@@ -246,4 +246,4 @@ def gaps(batch: Batch) -> list[float]:
     if answer is None or found is None:
         return []
     gap_BT = (answer.logp_BT.detach() - found).abs() * answer.mask_BT
-    return [float(g) for g in gap_BT.amax(-1)]
+    return list(gap_BT.amax(-1).tolist())

@@ -27,7 +27,7 @@ from selfloop.optimize.monitors import added, gradient_norms, watched
 from selfloop.optimize.processes import Team
 from selfloop.optimize.rows import Row
 from selfloop.optimize.versions import Versions, contiguous
-from selfloop.optimize.wide import alike, checked, likeliest, widened
+from selfloop.optimize.wide import alike, as_lists, checked, likeliest, widened
 from selfloop.roles import Known, Loss, Optim, SelfloopError
 from selfloop.types import AnySignal, Branch
 
@@ -89,7 +89,7 @@ class Learner(Versions):
             mine = [rows[i] for i in chunk]
             logps, _ = self.policy.logps(mine)
             checked(self.policy, mine, logps)
-            found += [lp.tolist() for lp in logps]
+            found += as_lists(logps)
         return found
 
     # -- learning ---------------------------------------------------------------------------

@@ -98,6 +98,12 @@ def checked(policy: object, rows: Sequence[Row], found: Sequence[torch.Tensor]) 
             "needs other tokens' too (rows.Wide): take another engine or another loss")
 
 
+def as_lists(found: Sequence[torch.Tensor]) -> list[list[Any]]:
+    """The numbers of each, read from their device all at once: every read is waited for."""
+    whole: Any = torch.cat(list(found)).cpu()
+    return [x.tolist() for x in whole.split([len(x) for x in found])]
+
+
 def narrow(row: Row) -> Row:
     """The row without what it asks for."""
     return replace(row, wide=None)
