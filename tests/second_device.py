@@ -62,7 +62,6 @@ class Second(torch.Tensor):
     __format__ = object.__format__
 
     def tolist(self) -> Any:
-        Reads.count += 1
         return self.cpu().tolist()
 
     @classmethod
@@ -77,7 +76,8 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     asked = kwargs.get("device")
     if there and func not in COPIES:
         _alike(func, args, tensors)
-    Reads.count += bool(there) and func in READS
+    Reads.count += bool(there) and (func in READS or (func in INDEXED and any(
+        i is not None and i.dtype == torch.bool for i in args[1])))  # a mask's size is not known
     if asked is not None:
         stays = torch.device(asked).type == "second"
         kwargs = {**kwargs, "device": "cpu"} if stays else kwargs

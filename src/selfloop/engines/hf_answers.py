@@ -32,8 +32,8 @@ class Answers:
         """Append to those of rows_M that are open; returns which of them still are."""
         rows, token, logp = rows_M, token_M, logp_M
         if not all_open:
-            was_M = self.open_N[rows_M]
-            rows, token, logp = rows_M[was_M], token_M[was_M], logp_M[was_M]
+            was = self.open_N[rows_M].nonzero()[:, 0]
+            rows, token, logp = rows_M[was], token_M[was], logp_M[was]
         numbers = rows
         if all_open and len(rows_M) == len(self.open_N):  # all there are: no numbers to look up
             rows = slice(None)

@@ -87,9 +87,10 @@ class Padding:
         self.even = all(n == self.most for n in counts)
         self.real_NM: torch.Tensor | None = None
         if not self.even:
-            counts_N = torch.tensor(self.counts)
-            place_M = torch.arange(self.most)
-            self.real_NM = (place_M < counts_N[:, None]).to(device)
+            counts_N, place_M = torch.tensor(self.counts), torch.arange(self.most)
+            real_NM = place_M < counts_N[:, None]
+            self.at_2T = tuple(at_T.to(device) for at_T in real_NM.nonzero(as_tuple=True))
+            self.real_NM = real_NM.to(device)
             start_N = counts_N.cumsum(0) - counts_N
             # Padding repeats a row's last token: it stays in range, and its results are dropped.
             index_NM = start_N[:, None] + torch.minimum(place_M, counts_N[:, None] - 1)
@@ -102,17 +103,16 @@ class Padding:
         return flat_T[self.index_NM]
 
     def unpad(self, padded_NM: torch.Tensor) -> torch.Tensor:
-        """[N, M, ...] -> [T, ...]."""
+        """[N, M, ...] -> [T, ...]. By numbers: a GPU is waited for at each use of a mask."""
         if self.real_NM is None:
             return padded_NM.reshape(-1, *padded_NM.shape[2:])
-        return padded_NM[self.real_NM]
+        return padded_NM[self.at_2T]
 
     def fill(self, padded_NM: torch.Tensor, value: float) -> torch.Tensor:
         """Padding set to `value`."""
         if self.real_NM is None:
             return padded_NM
-        extra = (1,) * (padded_NM.dim() - 2)
-        return padded_NM.masked_fill(~self.real_NM.view(*self.real_NM.shape, *extra), value)
+        return padded_NM.masked_fill(~self.real_NM[(..., *[None] * (padded_NM.dim() - 2))], value)
 
 
 FORK: ContextVar[Fork | None] = ContextVar("selfloop_fork", default=None)
