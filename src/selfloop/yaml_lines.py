@@ -9,9 +9,15 @@ import yaml
 
 from selfloop.roles import SelfloopError
 
+_DATA = (".jsonl", ".ndjson", ".parquet")
+"""How data files end, of which some are YAML by chance."""
+
 
 def read(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
     """The file's values, and the line of every key."""
+    if path.suffix in _DATA and path.is_file():
+        raise SelfloopError(f"{path}: this is data, and a run.yaml is wanted here: `selfloop init` "
+                            f"makes one; or write data: {{train: {path.name}}} into yours")
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -27,9 +33,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         what = getattr(error, "problem", None) or str(error).splitlines()[0]
-        kind = "" if path.suffix in (".yaml", ".yml") else \
-            "; a run.yaml is wanted here: `selfloop init` makes one of data"
-        raise SelfloopError(f"{path}{where}: not YAML: {what}{kind}") from None
+        raise SelfloopError(f"{path}{where}: not YAML: {what}") from None
     if not isinstance(values, dict):
         raise SelfloopError(f"{path}: expected keys such as model: and data:, not "
                             f"{type(values).__name__}")

@@ -84,7 +84,7 @@ class DecodingKeys(BranchKeys):
         else:
             mine = None if seen_N is None else seen_N[:, None, None, fork.longest:]
             out, lse = attend.part(q_NKGD, key, value, scale, mine, softcap)
-        far = attend.far(q_NHD, fork, self.pairs, scale, seen_N, softcap, kernel)
+        far = attend.far(q_NHD, fork, self.pairs, scale, visible, softcap, kernel)
         return attend.merge(out.flatten(1, 2), lse.flatten(1), *far)[0]
 
     def _write(self, k_NKD: Any, v_NKD: Any, step: int) -> None:

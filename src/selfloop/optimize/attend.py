@@ -98,7 +98,9 @@ def mask(*, mask_function: Any = causal_mask_function, attention_mask: Any = Non
     """What each answer token may see, by the model's own rule; None when that is everything.
 
     Bool [1, 1, T, P + R] for the longest prompt and answer: first the prompt's places, then the
-    answer's. Nothing is known here about windows or chunks: the rule is asked.
+    answer's. Nothing is known here about windows or chunks: the rule is asked. Layers find the
+    first place of each block's prompts that anybody sees noted at it (`first_seen`): all that has
+    to be read back is read once a pass, not by every layer.
     """
     fork = FORK.get()
     if fork is None or (attention_mask is not None and not fork.inside):
@@ -119,9 +121,20 @@ def mask(*, mask_function: Any = causal_mask_function, attention_mask: Any = Non
     causal_TR = answer_TR <= query_T1
     first_TP = first_TP.expand(fork.tokens, fork.longest) | (prompt_P >= fork.start_T[:, None])
     own_TR = own_TR.expand(*answer_TR.shape) & causal_TR
-    if bool(first_TP.all()) and bool((own_TR == causal_TR).all()):
+    everything = first_TP.all() & (own_TR == causal_TR).all()
+    found = torch.stack([everything.long(), *_first_seen(fork, first_TP)]).tolist()
+    if found[0]:
         return None
-    return torch.cat([first_TP, own_TR], -1)[None, None]
+    visible: Any = torch.cat([first_TP, own_TR], -1)[None, None]
+    visible.first_seen = found[1:]
+    return visible  # type: ignore[no-any-return]
+
+
+def _first_seen(fork: Fork, first_TP: torch.Tensor) -> list[torch.Tensor]:
+    """The first place of each block's prompts that any of its answers sees; at most the last."""
+    seen = [stretch[:, :block.length].any(0).long() for block, stretch
+            in zip(fork.blocks, _stretches(fork, first_TP), strict=True)]
+    return [F.pad(seen_P[:-1], (0, 1), value=1).argmax() for seen_P in seen]
 
 
 AttentionInterface.register(NAME, attention)
@@ -243,29 +256,29 @@ def _plain(q_THD: Any, k_TKD: Any, v_TKD: Any, fork: Fork, lent: Any, scale: flo
     out, lse = part(_rows(q_THD, own), _rows(k_TKD, own, heads), _rows(v_TKD, own, heads), scale,
                     near_N1MM, softcap)
     return merge(_unrows(out, own), _unrows(lse[..., None], own)[..., 0],
-                 *far(q_THD, fork, lent, scale, seen_T, softcap))[0]
+                 *far(q_THD, fork, lent, scale, visible, softcap))[0]
 
 
-def far(q_THD: Any, fork: Fork, lent: Any, scale: float, seen_T: Any = None,
+def far(q_THD: Any, fork: Fork, lent: Any, scale: float, visible: Any = None,
         softcap: float | None = None, kernel: Kernel | None = None
         ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention to the prompts alone: (output [T, H, D], log-sum-exp [T, H])."""
     outs, lses = [], []
-    parts = [_stretches(fork, q_THD)] + ([] if seen_T is None else [_stretches(fork, seen_T)])
-    for block, padding, (key, value), (q_b, *seen) in zip(
-            fork.blocks, fork.shared, lent, zip(*parts, strict=True), strict=True):
+    parts = [_stretches(fork, q_THD)]
+    if visible is not None:
+        parts.append(_stretches(fork, visible[0, 0]))
+    # Keys that no answer sees any more (a window has passed) are not multiplied.
+    firsts = getattr(visible, "first_seen", [0] * len(fork.blocks))
+    for block, padding, (key, value), first, (q_b, *seen) in zip(
+            fork.blocks, fork.shared, lent, firsts, zip(*parts, strict=True), strict=True):
         q_CKQD = fold(padding.pad(q_b), key.shape[1])
         if kernel is not None:
             out, lse = kernel.forward(q_CKQD, key, value, False, scale)
         else:
-            first, see = 0, None
+            see = None
             if seen:
-                see_CMP = padding.pad(seen[0][:, :block.length])
-                columns = see_CMP.flatten(0, 1).any(0).nonzero()
-                # Keys that no answer sees any more (a window has passed) are not multiplied.
-                first = int(columns[0]) if len(columns) else block.length - 1
-                see = see_CMP[:, None, :, first:].repeat(
-                    1, 1, q_THD.shape[1] // key.shape[1], 1)
+                see_C1MP = padding.pad(seen[0][:, first:block.length])[:, None]
+                see = see_C1MP.repeat(1, 1, q_THD.shape[1] // key.shape[1], 1)
             out, lse = part(q_CKQD, key[:, :, first:], value[:, :, first:], scale, see, softcap)
         outs.append(padding.unpad(unfold(out, padding.most)))
         lses.append(padding.unpad(unfold(lse[..., None], padding.most))[..., 0])
