@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from selfloop.optimize import attend, kernels
+from selfloop.optimize import attend, kernels, masks
 from selfloop.optimize.fork import Block, Fork, Padding, forking
 
 torch.set_num_threads(1)
@@ -67,10 +67,10 @@ def test_equals_whole_sequences(layout: list[Any], window: int, softcap: float |
     fork, lent, qkv = made(layout)
     leaves = [*qkv, *itertools.chain(*lent)]
     with forking(fork):
-        seen = attend.mask(mask_function=lambda b, h, q, k: (k <= q) & (q - k < window))
+        seen = masks.mask(mask_function=lambda b, h, q, k: (k <= q) & (q - k < window))
     if window == 10**6:
         assert seen is None  # nothing is hidden, and this is noticed
-    found = attend.attend(*qkv, fork, lent, 0.3, seen, softcap)
+    found = attend.attend(*qkv, fork, lent, 0.3, masks.of(seen), softcap)
     expected = by_hand(layout, lent, qkv, window, softcap)
     assert torch.allclose(found, expected, rtol=0, atol=1e-12)
     weight = torch.arange(expected.numel(), dtype=torch.float64).view_as(expected).sin()
@@ -84,8 +84,8 @@ def test_windows_pass_the_prompt_by() -> None:
     """Rows that see nothing of their prompt stay numbers."""
     fork, lent, qkv = made([(5, [(9, 9)])])
     with forking(fork):
-        seen = attend.mask(mask_function=lambda b, h, q, k: (k <= q) & (q - k < 3))
-    found = attend.attend(*qkv, fork, lent, 0.3, seen, None)
+        seen = masks.mask(mask_function=lambda b, h, q, k: (k <= q) & (q - k < 3))
+    found = attend.attend(*qkv, fork, lent, 0.3, masks.of(seen), None)
     assert torch.isfinite(found).all()
     found.sum().backward()
     assert all(torch.isfinite(x.grad).all() for x in (*qkv, *lent[0]))
@@ -109,7 +109,11 @@ def test_keys_that_did_not_pass_the_cache_are_refused() -> None:
     with forking(fork), pytest.raises(NotImplementedError, match="s_aux"):
         attend.attention(None, *heads, None, s_aux=1.0)
     with pytest.raises(NotImplementedError):
-        attend.mask()
+        masks.mask()
+    carrier = masks.whole(fork).carried()
+    assert masks.of(carrier[:, :, 0:, :]) is masks.of(carrier) is not None
+    with pytest.raises(NotImplementedError, match="the model changes its masks"):
+        masks.of(carrier[:, :, -1:])
 
 
 # -- kernels ------------------------------------------------------------------------------------
@@ -137,19 +141,26 @@ def test_a_kernel_is_tried_before_it_is_trusted(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_what_a_gpu_is_offered() -> None:
-    names = [[type(k).__name__ for k in kernels.candidates("cuda", dtype, width)]
-             for dtype, width in ((torch.bfloat16, 64), (torch.float32, 64), (torch.float64, 64),
-                                  (torch.bfloat16, 20), (torch.bfloat16, 512))]
-    assert names == [["FlashOnGPU", "EfficientOnGPU"], ["EfficientOnGPU"], [], [], []]
+    names = [[type(k).__name__ for k in kernels.candidates("cuda", dtype, width, masked)]
+             for dtype, width, masked in (
+                 (torch.bfloat16, 64, False), (torch.bfloat16, 64, True),
+                 (torch.float32, 64, False), (torch.float32, 64, True),
+                 (torch.float64, 64, False), (torch.bfloat16, 20, False),
+                 (torch.bfloat16, 512, False))]
+    efficient = ["EfficientOnGPU"]
+    assert names == [["FlashOnGPU", *efficient], efficient, efficient, efficient, [], [], []]
 
 
-@pytest.mark.parametrize("kernel", [kernels.FlashOnGPU(), kernels.EfficientOnGPU()])
+@pytest.mark.parametrize(("kernel", "masked"), [
+    (kernels.FlashOnGPU(), False), (kernels.EfficientOnGPU(), False),
+    (kernels.EfficientOnGPU(), True)])
 @pytest.mark.parametrize("causal", [False, True])
-def test_shapes_on_a_gpu_without_one(kernel: Any, causal: bool) -> None:
+def test_shapes_on_a_gpu_without_one(kernel: Any, masked: bool, causal: bool) -> None:
     """The meta device runs the operators' signatures and shapes, not their arithmetic."""
     q, k = (torch.empty(2, 4, n, 16, device="meta", dtype=torch.bfloat16)
             for n in (40, 40 if causal else 100))
-    out, lse = kernel.forward(q, k, k, causal, 0.25)
+    added = torch.empty(2, 1, 40, k.shape[2], device="meta", dtype=q.dtype) if masked else None
+    out, lse = kernel.forward(q, k, k, causal, 0.25, added)
     assert out.shape == q.shape and lse.shape == (2, 4, 40) and lse.dtype == torch.float32
-    found = kernel.backward(torch.empty_like(q), q, k, k, out, lse, causal, 0.25)
+    found = kernel.backward(torch.empty_like(q), q, k, k, out, lse, causal, 0.25, added)
     assert [x.shape for x in found] == [q.shape, k.shape, k.shape]

@@ -15,7 +15,7 @@ import torch
 
 from selfloop.engines import hf_products as products
 from selfloop.engines.hf_hiding import Blind, hiding
-from selfloop.optimize import attend
+from selfloop.optimize import attend, masks
 from selfloop.optimize.checkpointing import answering
 from selfloop.optimize.fork import (
     Block,
@@ -77,14 +77,14 @@ class DecodingKeys(BranchKeys):
             return products.attend(q_NHD, (key, value), self.pairs[0], scale)
         n, heads, d = q_NHD.shape
         q_NKGD = q_NHD.view(n, k_NKD.shape[1], heads // k_NKD.shape[1], d)
-        seen_N = None if visible is None else visible[0, 0]
-        kernel = None if visible is not None or softcap else kernel_for(q_NHD, v_NKD)
+        mask = masks.of(visible)
+        kernel = None if mask is not None or softcap else kernel_for(q_NHD, v_NKD)
         if kernel is not None:
             out, lse = kernel.forward(q_NKGD, key, value, False, scale)
         else:
-            mine = None if seen_N is None else seen_N[:, None, None, fork.longest:]
-            out, lse = attend.part(q_NKGD, key, value, scale, mine, softcap)
-        far = attend.far(q_NHD, fork, self.pairs, scale, visible, softcap, kernel)
+            added = None if mask is None else mask.own(q_NHD.dtype)
+            out, lse = attend.part(q_NKGD, key, value, scale, added, softcap)
+        far = attend.far(q_NHD, fork, self.pairs, scale, mask, softcap, kernel)
         return attend.merge(out.flatten(1, 2), lse.flatten(1), *far)[0]
 
     def _write(self, k_NKD: Any, v_NKD: Any, step: int) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
+from selfloop.optimize import masks
 from selfloop.optimize.attend import NAME
 from selfloop.optimize.checkpointing import configs_of
 from selfloop.optimize.fork import FORK, stateful
@@ -113,7 +114,7 @@ class _Veiled:
             return self.inner(*args, **asked)  # the vision tower's, or another thread's
         veil.used = True
         if FORK.get() is not None:
-            return _of_fork(self.inner(*args, **asked), veil)
+            return _of_fork(self.inner(*args, **asked), veil).carried()
         asked |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
         mask_N1QK = self.inner(*args, **asked)
         queries, keys = mask_N1QK.shape[-2:]
@@ -123,14 +124,11 @@ class _Veiled:
         return mask_N1QK.masked_fill(block, torch.finfo(mask_N1QK.dtype).min)
 
 
-def _of_fork(visible: torch.Tensor | None, veil: _Veil) -> torch.Tensor:
-    """The mask of a fork's answers, one token each: [1, 1, N, P + R]."""
+def _of_fork(carrier: torch.Tensor | None, veil: _Veil) -> masks.Mask:
+    """The mask of a fork's answers, one token each."""
     fork: Any = FORK.get()
-    if visible is None:
-        visible = torch.ones(1, 1, fork.tokens, fork.longest + fork.reach, dtype=torch.bool,
-                             device=fork.device)
-    block_NP = veil.blocked(1, fork.longest, 0, visible.device)[:, 0, 0]
-    return torch.cat([visible[..., :fork.longest] & ~block_NP, visible[..., fork.longest:]], -1)
+    mask = masks.of(carrier) or masks.whole(fork)
+    return mask.without(veil.blocked(1, fork.longest, 0, fork.device)[:, 0, 0])
 
 
 def _marked(places: Sequence[Sequence[int]], length: int) -> torch.Tensor:

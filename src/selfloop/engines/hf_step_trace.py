@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from selfloop.engines.hf_cache import Decoding, Step
 from selfloop.engines.hf_step_graph import ATTEND, LENGTH, Writer
-from selfloop.optimize import attend
+from selfloop.optimize import masks
 from selfloop.optimize.checkpointing import answering
 from selfloop.optimize.fork import BranchCache, BranchKeys, forking
 from selfloop.optimize.positions import spread
@@ -45,7 +45,7 @@ class Recording:
         visible: list[Any] = [None]
         if self.masks:
             with forking(fork):
-                visible += [attend.mask(mask_function=rule) for rule in self.masks]
+                visible += [masks.mask(mask_function=rule) for rule in self.masks]
         return self.code(ids_1N, place, ids_1N.shape[1], cache.layers, fork, visible,
                          *self.weights)
 

@@ -5,8 +5,8 @@ answer's up to itself. The two softmaxes are computed apart and merged by their 
 which is exact (Juravsky et al., Hydragen, arXiv 2402.05099, section 3.1); all queries of a prompt
 go through one matrix product with its keys. In the backward pass each part is given the merged
 output and log-sum-exp, as in ring attention (Liu et al., arXiv 2310.01889): no score matrix is
-kept. Where a window or a soft cap rules the fused kernels (optimize/kernels.py) out, the same two
-parts are computed from plain operations.
+kept. Where a soft cap rules the fused kernels (optimize/kernels.py) out, the same two parts are
+computed from plain operations.
 
 Shapes: T answer tokens end to end, N answers of at most R, H heads over K key heads, D channels,
 C prompts of P tokens in one block.
@@ -19,15 +19,14 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface, causal_mask_function
+from transformers.masking_utils import AttentionMaskInterface
 
+from selfloop.optimize import masks
 from selfloop.optimize.fork import FORK, Fork, Padding
 from selfloop.optimize.kernels import Kernel, kernel_for
 
 NAME = "selfloop_fork"
 """What the decoder's attention is called while answers run."""
-_HIDDEN = -1e30
-"""A score that no softmax sees, finite so that rows without any visible key stay numbers."""
 _FEW = 192
 """Tokens of a prompt and its answers up to which one masked kernel beats three smaller ones."""
 
@@ -60,7 +59,8 @@ def attention(module: Any, query: Any, key: Any, value: Any, attention_mask: Any
         out_THD = lender.attend(flat_THD, k_TKD, v_TKD, fork, scale, attention_mask, softcap)
     else:
         lent = [(k.to(v.dtype), v) for k, v in lender.lent]
-        out_THD = attend(flat_THD, k_TKD, v_TKD, fork, lent, scale, attention_mask, softcap)
+        out_THD = attend(flat_THD, k_TKD, v_TKD, fork, lent, scale, masks.of(attention_mask),
+                         softcap)
     return fork.own.pad(out_THD) if alone else out_THD[None], None
 
 
@@ -93,62 +93,19 @@ def _behind(out_1SHD: Any, at: int) -> Any:
     return F.pad(out_1SHD, (0, 0, 0, 0, at, 0)) if at else out_1SHD
 
 
-def mask(*, mask_function: Any = causal_mask_function, attention_mask: Any = None, **_: Any
-         ) -> torch.Tensor | None:
-    """What each answer token may see, by the model's own rule; None when that is everything.
-
-    Bool [1, 1, T, P + R] for the longest prompt and answer: first the prompt's places, then the
-    answer's. Nothing is known here about windows or chunks: the rule is asked. Layers find the
-    first place of each block's prompts that anybody sees noted at it (`first_seen`): all that has
-    to be read back is read once a pass, not by every layer.
-    """
-    fork = FORK.get()
-    if fork is None or (attention_mask is not None and not fork.inside):
-        raise NotImplementedError("answers of a fork have no padding of their own")
-    if mask_function is causal_mask_function:
-        return None
-    if fork.inside:
-        raise NotImplementedError("a mask of another kind than causality")
-    if fork.note is not None:
-        return fork.note(mask_function)  # type: ignore[no-any-return]
-    device = fork.device
-    zero = torch.zeros((), dtype=torch.long, device=device)
-    query_T1 = (fork.start_T + fork.offset_T)[:, None]
-    prompt_P = torch.arange(fork.longest, device=device)[None]
-    answer_TR = fork.start_T[:, None] + torch.arange(fork.reach, device=device)
-    first_TP = mask_function(zero, zero, query_T1, prompt_P)
-    own_TR = mask_function(zero, zero, query_T1, answer_TR)
-    causal_TR = answer_TR <= query_T1
-    first_TP = first_TP.expand(fork.tokens, fork.longest) | (prompt_P >= fork.start_T[:, None])
-    own_TR = own_TR.expand(*answer_TR.shape) & causal_TR
-    everything = first_TP.all() & (own_TR == causal_TR).all()
-    found = torch.stack([everything.long(), *_first_seen(fork, first_TP)]).tolist()
-    if found[0]:
-        return None
-    visible: Any = torch.cat([first_TP, own_TR], -1)[None, None]
-    visible.first_seen = found[1:]
-    return visible  # type: ignore[no-any-return]
-
-
-def _first_seen(fork: Fork, first_TP: torch.Tensor) -> list[torch.Tensor]:
-    """The first place of each block's prompts that any of its answers sees; at most the last."""
-    seen = [stretch[:, :block.length].any(0).long() for block, stretch
-            in zip(fork.blocks, _stretches(fork, first_TP), strict=True)]
-    return [F.pad(seen_P[:-1], (0, 1), value=1).argmax() for seen_P in seen]
-
-
 AttentionInterface.register(NAME, attention)
-AttentionMaskInterface.register(NAME, mask)
+AttentionMaskInterface.register(NAME, masks.mask)
 
 
 def attend(q_THD: Any, k_TKD: Any, v_TKD: Any, fork: Fork, lent: Any, scale: float,
-           visible: torch.Tensor | None, softcap: float | None) -> Any:
+           mask: masks.Mask | None, softcap: float | None) -> Any:
     """[T, H, D]: merged attention to the prompts' keys and to the answers' own."""
-    kernel = None if visible is not None or softcap else kernel_for(q_THD, v_TKD)
-    if kernel is not None:
-        flat = [x for pair in lent for x in pair]
-        return _Fused.apply(q_THD, k_TKD, v_TKD, fork, scale, kernel, *flat)
-    return _plain(q_THD, k_TKD, v_TKD, fork, lent, scale, visible, softcap)
+    near = kernel_for(q_THD, v_TKD, mask is not None and mask.own_NMS is not None)
+    away = kernel_for(q_THD, v_TKD, mask is not None)
+    if near is None or away is None or softcap:
+        return _plain(q_THD, k_TKD, v_TKD, fork, lent, scale, mask, softcap)
+    flat = [x for pair in lent for x in pair]
+    return _Fused.apply(q_THD, k_TKD, v_TKD, fork, scale, mask, (near, away), *flat)
 
 
 # -- layouts ------------------------------------------------------------------------------------
@@ -177,13 +134,6 @@ def _unrows(x_NHMD: Any, padding: Padding) -> Any:
     return padding.unpad(x_NHMD.transpose(1, 2))
 
 
-def _stretches(fork: Fork, x_T: Any) -> list[Any]:
-    """Each block's tokens."""
-    if len(fork.blocks) == 1:
-        return [x_T]
-    return list(torch.split(x_T, [sum(block.counts) for block in fork.blocks]))
-
-
 def merge(out_THD: Any, lse_TH: Any, far_THD: Any, far_TH: Any) -> tuple[Any, Any]:
     """Two softmaxes over separate keys as one over all: (output, log-sum-exp)."""
     lse_Th = torch.logaddexp(lse_TH, far_TH)
@@ -198,43 +148,48 @@ _Function: Any = torch.autograd.Function
 
 
 class _Fused(_Function):  # type: ignore[misc]
-    """Two runs of a fused kernel, merged."""
+    """Two runs of fused kernels, merged."""
 
     @staticmethod
-    def forward(ctx: Any, q_THD: Any, k_TKD: Any, v_TKD: Any, fork: Fork,
-                scale: float, kernel: Kernel, *lent: Any) -> Any:
+    def forward(ctx: Any, q_THD: Any, k_TKD: Any, v_TKD: Any, fork: Fork, scale: float,
+                mask: masks.Mask | None, kernels: tuple[Kernel, Kernel], *lent: Any) -> Any:
         heads, own = q_THD.shape[1], fork.own
-        near, near_NHM = kernel.forward(_rows(q_THD, own), _rows(k_TKD, own, heads),
-                                        _rows(v_TKD, own, heads), True, scale)
+        near, near_NHM = kernels[0].forward(
+            _rows(q_THD, own), _rows(k_TKD, own, heads), _rows(v_TKD, own, heads), True, scale,
+            mask and mask.own(q_THD.dtype))
         pairs = list(zip(lent[::2], lent[1::2], strict=True))
         out_THD, lse_TH = merge(_unrows(near, own), _unrows(near_NHM[..., None], own)[..., 0],
-                                *far(q_THD, fork, pairs, scale, kernel=kernel))
+                                *far(q_THD, fork, pairs, scale, mask, kernel=kernels[1]))
         ctx.save_for_backward(q_THD, k_TKD, v_TKD, out_THD, lse_TH, *lent)
-        ctx.fork, ctx.scale, ctx.kernel = fork, scale, kernel
+        ctx.fork, ctx.scale, ctx.mask, ctx.kernels = fork, scale, mask, kernels
         return out_THD
 
     @staticmethod
     def backward(ctx: Any, grad_THD: Any) -> Any:
         q_THD, k_TKD, v_TKD, out_THD, lse_TH, *lent = ctx.saved_tensors
-        fork, scale, kernel = ctx.fork, ctx.scale, ctx.kernel
+        fork, scale, mask = ctx.fork, ctx.scale, ctx.mask
         heads, kinds, own = q_THD.shape[1], k_TKD.shape[1], fork.own
         # Padding: no gradient comes in, and exp(score - inf) = 0 keeps it out of every sum.
-        near, k, v = kernel.backward(
+        near, k, v = ctx.kernels[0].backward(
             own.fill(own.pad(grad_THD), 0.0).transpose(1, 2), _rows(q_THD, own),
             _rows(k_TKD, own, heads), _rows(v_TKD, own, heads), _rows(out_THD, own),
-            own.fill(own.pad(lse_TH), torch.inf).transpose(1, 2), True, scale)
+            own.fill(own.pad(lse_TH), torch.inf).transpose(1, 2), True, scale,
+            mask and mask.own(q_THD.dtype))
         away, rest = [], []
-        parts = (_stretches(fork, x) for x in (q_THD, grad_THD, out_THD, lse_TH))
+        parts = (masks.stretches(fork, x) for x in (q_THD, grad_THD, out_THD, lse_TH))
         for i, (padding, *part) in enumerate(zip(fork.shared, *parts, strict=True)):
             q_b, grad_b, out_b, lse_b = (padding.pad(x) for x in part)
             lse_b = padding.fill(lse_b, torch.inf)[..., None]
-            q, *pair = kernel.backward(
-                fold(padding.fill(grad_b, 0.0), kinds), fold(q_b, kinds), lent[2 * i],
-                lent[2 * i + 1], fold(out_b, kinds), fold(lse_b, kinds)[..., 0], False, scale)
+            first, added = _far_mask(mask, i, heads // kinds, q_THD.dtype)
+            key, value = lent[2 * i:2 * i + 2]
+            q, *pair = ctx.kernels[1].backward(
+                fold(padding.fill(grad_b, 0.0), kinds), fold(q_b, kinds), key[:, :, first:],
+                value[:, :, first:], fold(out_b, kinds), fold(lse_b, kinds)[..., 0], False, scale,
+                added)
             away.append(padding.unpad(unfold(q, padding.most)))
-            rest += pair
+            rest += [F.pad(x, (0, 0, first, 0)) if first else x for x in pair]
         return (_unrows(near, own) + torch.cat(away), _unrows(_gathered(k, kinds), own),
-                _unrows(_gathered(v, kinds), own), None, None, None, *rest)
+                _unrows(_gathered(v, kinds), own), None, None, None, None, *rest)
 
 
 def _gathered(x_NHMD: Any, heads: int) -> Any:
@@ -246,52 +201,49 @@ def _gathered(x_NHMD: Any, heads: int) -> Any:
 # -- plain operations ---------------------------------------------------------------------------
 
 def _plain(q_THD: Any, k_TKD: Any, v_TKD: Any, fork: Fork, lent: Any, scale: float,
-           visible: torch.Tensor | None, softcap: float | None) -> Any:
+           mask: masks.Mask | None, softcap: float | None) -> Any:
     heads, own = q_THD.shape[1], fork.own
-    seen_T = None if visible is None else visible[0, 0]  # [T, P + R]
-    causal_MM = torch.ones(own.most, own.most, dtype=torch.bool, device=q_THD.device).tril()
-    near_N1MM = causal_MM[None, None]
-    if seen_T is not None:
-        near_N1MM = own.pad(seen_T[:, fork.longest:])[:, None] & causal_MM
+    added = None if mask is None else mask.own(q_THD.dtype)
+    if added is None:
+        added = masks.causality(own.most, q_THD)
     out, lse = part(_rows(q_THD, own), _rows(k_TKD, own, heads), _rows(v_TKD, own, heads), scale,
-                    near_N1MM, softcap)
+                    added, softcap)
     return merge(_unrows(out, own), _unrows(lse[..., None], own)[..., 0],
-                 *far(q_THD, fork, lent, scale, visible, softcap))[0]
+                 *far(q_THD, fork, lent, scale, mask, softcap))[0]
 
 
-def far(q_THD: Any, fork: Fork, lent: Any, scale: float, visible: Any = None,
+def far(q_THD: Any, fork: Fork, lent: Any, scale: float, mask: masks.Mask | None = None,
         softcap: float | None = None, kernel: Kernel | None = None
         ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention to the prompts alone: (output [T, H, D], log-sum-exp [T, H])."""
     outs, lses = [], []
-    parts = [_stretches(fork, q_THD)]
-    if visible is not None:
-        parts.append(_stretches(fork, visible[0, 0]))
-    # Keys that no answer sees any more (a window has passed) are not multiplied.
-    firsts = getattr(visible, "first_seen", [0] * len(fork.blocks))
-    for block, padding, (key, value), first, (q_b, *seen) in zip(
-            fork.blocks, fork.shared, lent, firsts, zip(*parts, strict=True), strict=True):
-        q_CKQD = fold(padding.pad(q_b), key.shape[1])
+    for i, (padding, (key, value), q_b) in enumerate(zip(
+            fork.shared, lent, masks.stretches(fork, q_THD), strict=True)):
+        kinds = key.shape[1]
+        first, added = _far_mask(mask, i, q_THD.shape[1] // kinds, q_THD.dtype)
+        q_CKQD, key, value = fold(padding.pad(q_b), kinds), key[:, :, first:], value[:, :, first:]
         if kernel is not None:
-            out, lse = kernel.forward(q_CKQD, key, value, False, scale)
+            out, lse = kernel.forward(q_CKQD, key, value, False, scale, added)
         else:
-            see = None
-            if seen:
-                see_C1MP = padding.pad(seen[0][:, first:block.length])[:, None]
-                see = see_C1MP.repeat(1, 1, q_THD.shape[1] // key.shape[1], 1)
-            out, lse = part(q_CKQD, key[:, :, first:], value[:, :, first:], scale, see, softcap)
+            out, lse = part(q_CKQD, key, value, scale, added, softcap)
         outs.append(padding.unpad(unfold(out, padding.most)))
         lses.append(padding.unpad(unfold(lse[..., None], padding.most))[..., 0])
     return (outs[0], lses[0]) if len(outs) == 1 else (torch.cat(outs), torch.cat(lses))
 
 
-def part(q_NHQD: Any, k_NHPD: Any, v_NHPD: Any, scale: float, visible: Any,
+def _far_mask(mask: masks.Mask | None, block: int, times: int, dtype: torch.dtype
+              ) -> tuple[int, torch.Tensor | None]:
+    """The first place of a block's prompts that is seen, and what is added to scores from there."""
+    return (0, None) if mask is None else (mask.first[block], mask.far(block, times, dtype))
+
+
+def part(q_NHQD: Any, k_NHPD: Any, v_NHPD: Any, scale: float, added: Any,
          softcap: float | None) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention over one set of keys: (output [N, H, Q, D], log-sum-exp [N, H, Q], float32)."""
     score = (q_NHQD @ k_NHPD.transpose(-1, -2)) * scale
     if softcap:
         score = softcap * torch.tanh(score / softcap)
     score = score.to(torch.promote_types(score.dtype, torch.float32))
-    if visible is not None:
-        score = score.masked_fill(~visible, _HIDDEN)
+    if added is not None:
+        score = score + added
     return torch.softmax(score, -1).to(v_NHPD.dtype) @ v_NHPD, torch.logsumexp(score, -1)

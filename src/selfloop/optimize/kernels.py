@@ -17,14 +17,18 @@ _aten: Any = torch.ops.aten
 
 
 class Kernel(Protocol):
-    """Attention of queries [N, H, Q, D] to keys and values [N, H, P, D], no mask but causality."""
+    """Attention of queries [N, H, Q, D] to keys and values [N, H, P, D].
 
-    def forward(self, q: Any, k: Any, v: Any, causal: bool, scale: float) -> tuple[Any, Any]:
+    `added` to their scores [N or 1, H or 1, Q, P]: what a mask is for a kernel (optimize/masks.py).
+    """
+
+    def forward(self, q: Any, k: Any, v: Any, causal: bool, scale: float,
+                added: Any = None) -> tuple[Any, Any]:
         """(output [N, H, Q, D], log-sum-exp [N, H, Q])."""
         ...
 
     def backward(self, grad: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, causal: bool,
-                 scale: float) -> tuple[Any, Any, Any]:
+                 scale: float, added: Any = None) -> tuple[Any, Any, Any]:
         """Gradients of q, k and v; `out` and `lse` may be those of a merge with other keys."""
         ...
 
@@ -33,31 +37,33 @@ class Kernel(Protocol):
 class OnCPU:
     """Every floating type."""
 
-    def forward(self, q: Any, k: Any, v: Any, causal: bool, scale: float) -> tuple[Any, Any]:
+    def forward(self, q: Any, k: Any, v: Any, causal: bool, scale: float,
+                added: Any = None) -> tuple[Any, Any]:
         """See `Kernel`."""
         out, lse = _aten._scaled_dot_product_flash_attention_for_cpu(
-            q, k, v, 0.0, causal, scale=scale)
+            q, k, v, 0.0, causal, attn_mask=added, scale=scale)
         return out, lse
 
     def backward(self, grad: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, causal: bool,
-                 scale: float) -> tuple[Any, Any, Any]:
+                 scale: float, added: Any = None) -> tuple[Any, Any, Any]:
         """See `Kernel`."""
         dq, dk, dv = _aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad, q, k, v, out, lse, 0.0, causal, scale=scale)
+            grad, q, k, v, out, lse, 0.0, causal, attn_mask=added, scale=scale)
         return dq, dk, dv
 
 
 @dataclass(frozen=True)
 class FlashOnGPU:
-    """FlashAttention-2: bfloat16 and float16."""
+    """FlashAttention-2: bfloat16 and float16, no mask but causality."""
 
-    def forward(self, q: Any, k: Any, v: Any, causal: bool, scale: float) -> tuple[Any, Any]:
+    def forward(self, q: Any, k: Any, v: Any, causal: bool, scale: float,
+                added: Any = None) -> tuple[Any, Any]:
         """See `Kernel`."""
         out, lse, *_ = _aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, scale=scale)
         return out, lse
 
     def backward(self, grad: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, causal: bool,
-                 scale: float) -> tuple[Any, Any, Any]:
+                 scale: float, added: Any = None) -> tuple[Any, Any, Any]:
         """See `Kernel`. Without dropout the random state is never read."""
         none = torch.zeros((), dtype=torch.uint64, device=q.device)
         dq, dk, dv = _aten._scaled_dot_product_flash_attention_backward(
@@ -70,67 +76,84 @@ class FlashOnGPU:
 class EfficientOnGPU:
     """Memory-efficient attention (Rabe and Staats, arXiv 2112.05682): float32 as well."""
 
-    def forward(self, q: Any, k: Any, v: Any, causal: bool, scale: float) -> tuple[Any, Any]:
+    def forward(self, q: Any, k: Any, v: Any, causal: bool, scale: float,
+                added: Any = None) -> tuple[Any, Any]:
         """See `Kernel`."""
         out, lse, *_ = _aten._scaled_dot_product_efficient_attention(
-            q, k, v, None, True, 0.0, causal, scale=scale)
+            q, k, v, _aligned(added, q), True, 0.0, causal, scale=scale)
         return out, lse[..., :q.shape[2]]  # it is padded to a multiple of 32
 
     def backward(self, grad: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, causal: bool,
-                 scale: float) -> tuple[Any, Any, Any]:
+                 scale: float, added: Any = None) -> tuple[Any, Any, Any]:
         """See `Kernel`."""
         padded = torch.nn.functional.pad(lse, (0, -lse.shape[-1] % 32), value=torch.inf)
         none = torch.zeros((), dtype=torch.int64, device=q.device)
         dq, dk, dv, _ = _aten._scaled_dot_product_efficient_attention_backward(
-            grad, q, k, v, None, out, padded, none, none, 0.0, [True, True, True, False], causal,
-            scale=scale)
+            grad, q, k, v, _aligned(added, q), out, padded, none, none, 0.0,
+            [True, True, True, False], causal, scale=scale)
         return dq, dk, dv
 
 
-def candidates(device: str, dtype: torch.dtype, width: int) -> list[Kernel]:
+def _aligned(added: torch.Tensor | None, q: torch.Tensor) -> torch.Tensor | None:
+    """For each row and head, with rows of keys that begin at multiples of 16 numbers."""
+    if added is None:
+        return None
+    room = torch.nn.functional.pad(added, (0, -added.shape[-1] % 16))
+    return room[..., :added.shape[-1]].expand(*q.shape[:3], -1)
+
+
+def candidates(device: str, dtype: torch.dtype, width: int, masked: bool) -> list[Kernel]:
     """Kernels for head width D that ought to work, the fastest first."""
     if device == "cpu":
         return [OnCPU()]
     if device != "cuda" or width % 8 or width > 256:
         return []
     half = dtype in (torch.bfloat16, torch.float16)
-    return [FlashOnGPU(), EfficientOnGPU()] if half else \
-        [EfficientOnGPU()] if dtype == torch.float32 else []
+    efficient: list[Kernel] = [EfficientOnGPU()] if half or dtype == torch.float32 else []
+    return [FlashOnGPU(), *efficient] if half and not masked else efficient
 
 
-_trusted: dict[tuple[str, torch.dtype, int], Kernel | None] = {}
+_trusted: dict[tuple[str, torch.dtype, int, bool], Kernel | None] = {}
 
 
-def kernel_for(q: Any, v: Any) -> Kernel | None:
-    """The kernel for queries [.., D] and values [.., E]; None: use plain operations."""
+def kernel_for(q: Any, v: Any, masked: bool = False) -> Kernel | None:
+    """The kernel for queries [.., D] and values [.., E]; None: use plain operations.
+
+    `masked`: whether something is added to the scores.
+    """
     if q.shape[-1] != v.shape[-1]:
         return None
-    key = (q.device.type, q.dtype, q.shape[-1])
+    key = (q.device.type, q.dtype, q.shape[-1], masked)
     if key not in _trusted:
         found, why = None, ""
         for kernel in candidates(*key):
-            why = _wrong(kernel, q.device, q.dtype, q.shape[-1])
+            why = _wrong(kernel, q.device, q.dtype, q.shape[-1], masked)
             if not why:
                 found = kernel
                 break
         if why and found is None:
-            warnings.warn(f"no fused attention on {key[0]} in {key[1]}: {why}; plain operations "
-                          "are used, which need more memory", stacklevel=2)
+            what = f"fused attention{' with masks' if masked else ''} on {key[0]} in {key[1]}"
+            warnings.warn(f"no {what}: {why}; plain operations are used, which need more memory",
+                          stacklevel=2)
         _trusted[key] = found
     return _trusted[key]
 
 
 @torch.no_grad()
-def _wrong(kernel: Kernel, device: Any, dtype: torch.dtype, width: int) -> str:
+def _wrong(kernel: Kernel, device: Any, dtype: torch.dtype, width: int, masked: bool) -> str:
     """What a kernel gets wrong on a small problem; "" if nothing."""
     grid = torch.arange(2 * 5 * width, dtype=torch.float64).view(1, 2, 5, width)
     q, k, v, grad = (torch.sin(grid * n).to(device, dtype) for n in (0.7, 1.3, 2.1, 3.1))
+    added = None
+    if masked:  # nobody sees the third key
+        added = torch.zeros(1, 1, 5, 5, dtype=dtype, device=device)
+        added[..., 2] = torch.finfo(dtype).min / 2
     limit = 1e-5 if dtype in (torch.float32, torch.float64) else 0.05
     try:
         for causal in (False, True):
-            out, lse = kernel.forward(q, k, v, causal, 0.5)
-            found = [out, lse, *kernel.backward(grad, q, k, v, out, lse, causal, 0.5)]
-            expected = _by_hand(q, k, v, grad, causal)
+            out, lse = kernel.forward(q, k, v, causal, 0.5, added)
+            found = [out, lse, *kernel.backward(grad, q, k, v, out, lse, causal, 0.5, added)]
+            expected = _by_hand(q, k, v, grad, causal, added)
             gap = max(float((a.double() - b).abs().max())
                       for a, b in zip(found, expected, strict=True))
             if not gap <= limit * 10:
@@ -140,11 +163,13 @@ def _wrong(kernel: Kernel, device: Any, dtype: torch.dtype, width: int) -> str:
     return ""
 
 
-def _by_hand(q: Any, k: Any, v: Any, grad: Any, causal: bool) -> list[torch.Tensor]:
+def _by_hand(q: Any, k: Any, v: Any, grad: Any, causal: bool, added: Any) -> list[torch.Tensor]:
     """Output, log-sum-exp and gradients, written out: autograd would leave its tensors behind in
     whatever is being recorded around this call."""
     q, k, v, grad = (x.double() for x in (q, k, v, grad))
     score = (q @ k.transpose(-1, -2)) * 0.5
+    if added is not None:
+        score = score + added.double()
     if causal:
         seen = torch.ones(score.shape[-2:], dtype=torch.bool, device=score.device).tril()
         score = score.masked_fill(~seen, -torch.inf)
