@@ -31,7 +31,8 @@ def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     add = parser.add_argument
     add("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="which work")
-    add("--model", choices=("llava", "qwen2_5_vl", "both"), default="llava")
+    add("--model", choices=("llava", "qwen2_5_vl", "gemma3", "both"), default="llava",
+        help="both: the first two")
     add("--checkpointing", choices=("off", "on", "both"), default="off")
     add("--points", nargs="+", metavar="P,G,R", help="points of your own")
     add("--full", action="store_true", help="P x G x R, resumable: hours")

@@ -1,7 +1,8 @@
-"""Random models of two shapes, written as ordinary from_pretrained folders that all sides load.
+"""Random models of three shapes, written as ordinary from_pretrained folders that all sides load.
 
 LLaVA-shaped: a CLIP tower of fixed picture size, Llama text. Qwen2.5-VL-shaped: windowed vision
-attention, a patch merger, M-RoPE. One byte is one token, so that prompts have an exact length; the
+attention, a patch merger, M-RoPE. Gemma-3-shaped: five of six text layers see 512 tokens back, and a
+picture's tokens see each other. One byte is one token, so that prompts have an exact length; the
 rest of the vocabulary is words that nothing is spelled with, so that the head has a real width.
 """
 
@@ -20,8 +21,10 @@ from tokenizers import models as token_models
 PATCH = 14
 """Pixels of a side of a vision patch, in both shapes."""
 IMAGE, END = "<|image_pad|>", "<|im_end|>"
-SPECIALS = ("<|endoftext|>", "<|im_start|>", END, IMAGE, "<|video_pad|>", "<|vision_start|>",
-            "<|vision_end|>")
+BEGIN, FINISH = "<|vision_start|>", "<|vision_end|>"
+SPECIALS = ("<|endoftext|>", "<|im_start|>", END, IMAGE, "<|video_pad|>", BEGIN, FINISH)
+WINDOW = 512
+"""Tokens that a windowed layer of the Gemma 3 shape sees, as in Gemma 3 1B."""
 CHATML = (
     "{%- for message in messages -%}{{ '<|im_start|>' + message['role'] + '\n' }}"
     "{%- if message['content'] is string -%}{{ message['content'] }}{%- else -%}"
@@ -67,7 +70,7 @@ LARGE = Size(2048, 36, 16, 11008, 1280, 32, 16, 151_936)
 
 def build(kind: str, side: int, folder: Path, size: Size = TINY) -> Path:
     """The folder of a `kind` of model whose pictures become side * side tokens; made if absent."""
-    pixels_are_fixed = kind == "llava"
+    pixels_are_fixed = kind != "qwen2_5_vl"
     name = f"{kind}-{side}" if pixels_are_fixed else kind
     folder = folder / f"{name}-{size.width}x{size.layers}-{size.vocabulary}"
     settings = json.dumps([kind, side if pixels_are_fixed else 0, asdict(size)])
@@ -76,7 +79,8 @@ def build(kind: str, side: int, folder: Path, size: Size = TINY) -> Path:
         return folder
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model, processor = {"llava": _llava, "qwen2_5_vl": _qwen}[kind](side, size)
+        make = {"llava": _llava, "qwen2_5_vl": _qwen, "gemma3": _gemma}[kind]
+        model, processor = make(side, size)
         if _timed(size):
             _spread(model)
     model.save_pretrained(folder)
@@ -87,8 +91,9 @@ def build(kind: str, side: int, folder: Path, size: Size = TINY) -> Path:
     return folder
 
 
-def make_tokenizer(vocabulary: int) -> tf.PreTrainedTokenizerFast:
-    """Bytes, filler words, specials: exactly `vocabulary` tokens."""
+def make_tokenizer(vocabulary: int, **named: str) -> tf.PreTrainedTokenizerFast:
+    """Bytes, filler words, specials: exactly `vocabulary` tokens. `named`: what processors ask for
+    by name, where it is not Qwen's."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     filler = [f"w{i}" for i in range(vocabulary - len(alphabet) - len(SPECIALS))]
     core = Tokenizer(token_models.BPE({c: i for i, c in enumerate([*alphabet, *filler])}, []))
@@ -97,7 +102,7 @@ def make_tokenizer(vocabulary: int) -> tf.PreTrainedTokenizerFast:
     core.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIALS])
     return tf.PreTrainedTokenizerFast(
         tokenizer_object=core, eos_token=END, pad_token="<|endoftext|>",
-        extra_special_tokens={"image_token": IMAGE, "video_token": "<|video_pad|>"},
+        extra_special_tokens=named or {"image_token": IMAGE, "video_token": "<|video_pad|>"},
         clean_up_tokenization_spaces=False, padding_side="left", model_max_length=32768)
 
 
@@ -138,13 +143,11 @@ def _qwen(side: int, size: Size) -> tuple[Any, Any]:
     processor = tf.Qwen2_5_VLProcessor(
         tf.models.qwen2_vl.image_processing_pil_qwen2_vl.Qwen2VLImageProcessorPil(
             size={"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 1280}), tokenizer,
-        chat_template=CHATML.replace("PICTURE", f"<|vision_start|>{IMAGE}<|vision_end|>"))
+        chat_template=CHATML.replace("PICTURE", f"{BEGIN}{IMAGE}{FINISH}"))
     if _timed(size):  # four patches a token cost what the layers cost it: 0.9 in 3B
         size = replace(size, vision_width=size.width // 2, vision_heads=size.width // 64)
     depth = size.vision_layers
-    # Some four heads share a key; with 18 heads (576 channels) it is six.
-    kv_heads = max(n for n in range(1, max(2, size.heads // 4 + 1)) if size.heads % n == 0)
-    text = {key: value for key, value in _text(size, tokenizer, kv_heads).items()
+    text = {key: value for key, value in _text(size, tokenizer, _key_heads(size)).items()
             if key != "tie_word_embeddings"}
     half = size.width // size.heads // 2
     config = tf.Qwen2_5_VLConfig(
@@ -159,6 +162,32 @@ def _qwen(side: int, size: Size) -> tuple[Any, Any]:
         vision_start_token_id=ids("<|vision_start|>"), vision_end_token_id=ids("<|vision_end|>"),
         tie_word_embeddings=True)
     return tf.Qwen2_5_VLForConditionalGeneration(config), processor
+
+
+def _gemma(side: int, size: Size) -> tuple[Any, Any]:
+    tokenizer = make_tokenizer(size.vocabulary, image_token=IMAGE, boi_token=BEGIN, eoi_token=FINISH)
+    ids, edge = tokenizer.convert_tokens_to_ids, 2 * side * PATCH
+    role = "('model' if message['role'] == 'assistant' else message['role'])"
+    processor = tf.Gemma3Processor(
+        tf.Gemma3ImageProcessorPil(size={"height": edge, "width": edge}), tokenizer,
+        image_seq_length=side * side, chat_template=CHATML.replace("PICTURE", BEGIN)
+        .replace("message['role']", role).replace("assistant\n", "model\n"))
+    config = tf.Gemma3Config(
+        text_config=tf.Gemma3TextConfig(
+            **_text(size, tokenizer, _key_heads(size)), head_dim=size.width // size.heads,
+            query_pre_attn_scalar=size.width // size.heads, sliding_window=WINDOW),
+        vision_config=tf.SiglipVisionConfig(
+            hidden_size=size.width // 2, intermediate_size=2 * size.width,
+            num_hidden_layers=size.vision_layers, num_attention_heads=max(1, size.width // 64),
+            image_size=edge, patch_size=PATCH),
+        mm_tokens_per_image=side * side, image_token_id=ids(IMAGE), boi_token_index=ids(BEGIN),
+        eoi_token_index=ids(FINISH), tie_word_embeddings=True)
+    return tf.Gemma3ForConditionalGeneration(config), processor
+
+
+def _key_heads(size: Size) -> int:
+    """Some four heads share a key; with 18 heads (576 channels) it is six."""
+    return max(n for n in range(1, max(2, size.heads // 4 + 1)) if size.heads % n == 0)
 
 
 def images_only() -> None:

@@ -24,7 +24,8 @@ def layout(prompt: int) -> tuple[int, int]:
 
 
 def pixels(kind: str, side: int) -> int:
-    """Height and width of a picture that becomes side * side tokens (Qwen merges 2 x 2)."""
+    """Height and width of a picture that becomes side * side tokens (LLaVA alone does not merge
+    2 x 2)."""
     return side * PATCH * (1 if kind == "llava" else 2)
 
 

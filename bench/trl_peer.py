@@ -123,9 +123,8 @@ class Grpo(_Trained):
                  "completion_ids": answers, "completion_mask": torch.ones_like(answers),
                  "advantages": torch.tensor(work.advantages),
                  "num_items_in_batch": torch.tensor(float(answers.numel())), **pixels}
-        if "mm_token_type_ids" in found:
-            found["mm_token_type_ids"] = torch.cat(
-                [found["mm_token_type_ids"], torch.zeros_like(answers)], 1)
+        for kinds in {"mm_token_type_ids", "token_type_ids"} & found.keys():
+            found[kinds] = torch.cat([found[kinds], torch.zeros_like(answers)], 1)
         placed = {name: value.to(device) for name, value in found.items()}
         placed["num_images"] = [len(work.question.pictures)] * count
         now = self.logps(placed)
@@ -135,7 +134,8 @@ class Grpo(_Trained):
     @torch.no_grad()
     def logps(self, batch: dict[str, Any]) -> torch.Tensor:
         """[answers, tokens], under the current weights."""
-        names = ("pixel_values", "image_grid_thw", "mm_token_type_ids", "num_images")
+        names = ("pixel_values", "image_grid_thw", "mm_token_type_ids", "token_type_ids",
+                 "num_images")
         found, _, _ = self.trainer._get_per_token_logps_and_entropies(
             self.model, torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1),
             torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1),
