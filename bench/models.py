@@ -1,8 +1,8 @@
 """Random models of three shapes, written as ordinary from_pretrained folders that all sides load.
 
 LLaVA-shaped: a CLIP tower of fixed picture size, Llama text. Qwen2.5-VL-shaped: windowed vision
-attention, a patch merger, M-RoPE. Gemma-3-shaped: five of six text layers see 512 tokens back, and a
-picture's tokens see each other. One byte is one token, so that prompts have an exact length; the
+attention, a patch merger, M-RoPE. Gemma-3-shaped: five of six text layers see 512 tokens back, and
+a picture's tokens see each other. One byte is one token, so that prompts have an exact length; the
 rest of the vocabulary is words that nothing is spelled with, so that the head has a real width.
 """
 
@@ -165,7 +165,8 @@ def _qwen(side: int, size: Size) -> tuple[Any, Any]:
 
 
 def _gemma(side: int, size: Size) -> tuple[Any, Any]:
-    tokenizer = make_tokenizer(size.vocabulary, image_token=IMAGE, boi_token=BEGIN, eoi_token=FINISH)
+    tokenizer = make_tokenizer(size.vocabulary, image_token=IMAGE, boi_token=BEGIN,
+                               eoi_token=FINISH)
     ids, edge = tokenizer.convert_tokens_to_ids, 2 * side * PATCH
     role = "('model' if message['role'] == 'assistant' else message['role'])"
     processor = tf.Gemma3Processor(

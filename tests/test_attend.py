@@ -40,7 +40,20 @@ def made(layout: list[Any]) -> tuple[Fork, list[Any], tuple[torch.Tensor, ...]]:
     return fork, lent, (randn(t, HEADS, WIDTH), randn(t, KINDS, WIDTH), randn(t, KINDS, WIDTH))
 
 
-def by_hand(layout: list[Any], lent: list[Any], qkv: Any, window: int, softcap: float | None
+def window_of(size: int) -> Any:
+    return lambda b, h, q, k: (k <= q) & (q - k < size)
+
+
+def chunks_of(size: int) -> Any:
+    """Which of its own tokens an answer sees depends on its prompt's length."""
+    return lambda b, h, q, k: (k <= q) & (q // size == k // size)
+
+
+RULES = {"all": window_of(10**6), "window 4": window_of(4), "window 1": window_of(1),
+         "chunks of 4": chunks_of(4), "chunks of 3": chunks_of(3)}
+
+
+def by_hand(layout: list[Any], lent: list[Any], qkv: Any, rule: Any, softcap: float | None
             ) -> torch.Tensor:
     """Each row alone: its prompt's keys followed by its own, one softmax over all."""
     outs, at = [], 0
@@ -54,24 +67,24 @@ def by_hand(layout: list[Any], lent: list[Any], qkv: Any, window: int, softcap: 
                 if softcap:
                     score = softcap * torch.tanh(score / softcap)
                 query, key = torch.arange(p, p + n)[:, None], torch.arange(p + n)[None]
-                score = score.masked_fill((key > query) | (query - key >= window), -torch.inf)
+                score = score.masked_fill(~rule(0, 0, query, key), -torch.inf)
                 outs.append((score.softmax(-1) @ whole_v).transpose(0, 1))
                 at += n
     return torch.cat(outs)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-@pytest.mark.parametrize("window", [10**6, 4, 1])
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 @pytest.mark.parametrize("softcap", [None, 2.0])
-def test_equals_whole_sequences(layout: list[Any], window: int, softcap: float | None) -> None:
+def test_equals_whole_sequences(layout: list[Any], rule: Any, softcap: float | None) -> None:
     fork, lent, qkv = made(layout)
     leaves = [*qkv, *itertools.chain(*lent)]
     with forking(fork):
-        seen = masks.mask(mask_function=lambda b, h, q, k: (k <= q) & (q - k < window))
-    if window == 10**6:
+        seen = masks.mask(mask_function=rule)
+    if rule is RULES["all"]:
         assert seen is None  # nothing is hidden, and this is noticed
     found = attend.attend(*qkv, fork, lent, 0.3, masks.of(seen), softcap)
-    expected = by_hand(layout, lent, qkv, window, softcap)
+    expected = by_hand(layout, lent, qkv, rule, softcap)
     assert torch.allclose(found, expected, rtol=0, atol=1e-12)
     weight = torch.arange(expected.numel(), dtype=torch.float64).view_as(expected).sin()
     ours = torch.autograd.grad((found * weight).sum(), leaves, allow_unused=True)
@@ -84,11 +97,25 @@ def test_windows_pass_the_prompt_by() -> None:
     """Rows that see nothing of their prompt stay numbers."""
     fork, lent, qkv = made([(5, [(9, 9)])])
     with forking(fork):
-        seen = masks.mask(mask_function=lambda b, h, q, k: (k <= q) & (q - k < 3))
+        seen = masks.mask(mask_function=window_of(3))
     found = attend.attend(*qkv, fork, lent, 0.3, masks.of(seen), None)
     assert torch.isfinite(found).all()
     found.sum().backward()
     assert all(torch.isfinite(x.grad).all() for x in (*qkv, *lent[0]))
+
+
+def test_windows_keep_no_scores() -> None:
+    """As without windows: nothing larger than the queries waits for the backward pass."""
+    fork, lent, qkv = made([(64, [(70, 80), (90,)])])
+    with forking(fork):
+        mask = masks.of(masks.mask(mask_function=window_of(32)))
+    assert mask is not None and mask.first == (33,), "the first answer token sees 31 of the prompt"
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(
+            lambda x: kept.append(x.numel()) or x, lambda x: x):
+        attend.attend(*qkv, fork, lent, 0.3, mask, None)
+    assert kept and max(kept) <= max(x.numel() for x in (*qkv, *lent[0]))
+    assert mask.own_NMS is not None and len(mask.own_NMS) == 1, "one for all answers"
 
 
 def test_padding_there_and_back() -> None:
@@ -148,7 +175,8 @@ def test_what_a_gpu_is_offered() -> None:
                  (torch.float64, 64, False), (torch.bfloat16, 20, False),
                  (torch.bfloat16, 512, False))]
     efficient = ["EfficientOnGPU"]
-    assert names == [["FlashOnGPU", *efficient], efficient, efficient, efficient, [], [], []]
+    assert names == [
+        ["FlashOnGPU", *efficient], efficient, efficient, efficient, [], [], efficient]
 
 
 @pytest.mark.parametrize(("kernel", "masked"), [

@@ -153,8 +153,10 @@ def test_no_vllm_is_said(tmp_path):
 
 @needs_trl
 @pytest.mark.parametrize(("section", "kind"), [
-    ("dpo", "llava"), ("update", "qwen2_5_vl"), ("rollouts", "llava")])
-def test_both_sides_do_the_same_work(tmp_path_factory, section, kind):
+    ("dpo", "llava"), ("update", "qwen2_5_vl"), ("rollouts", "llava"), ("update", "gemma3"),
+    ("rollouts", "gemma3")])
+def test_both_sides_do_the_same_work(tmp_path_factory, monkeypatch, section, kind):
+    monkeypatch.setattr(models, "WINDOW", 24)  # of 46 tokens
     out = tmp_path_factory.getbasetemp() / "bench"
     task = Task(section, kind, Point(40, 2, 6), out=str(out))
     (found,) = run(task, 1, measure_memory=False)

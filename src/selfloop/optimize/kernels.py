@@ -106,11 +106,12 @@ def candidates(device: str, dtype: torch.dtype, width: int, masked: bool) -> lis
     """Kernels for head width D that ought to work, the fastest first."""
     if device == "cpu":
         return [OnCPU()]
-    if device != "cuda" or width % 8 or width > 256:
+    if device != "cuda" or width % 8:
         return []
     half = dtype in (torch.bfloat16, torch.float16)
     efficient: list[Kernel] = [EfficientOnGPU()] if half or dtype == torch.float32 else []
-    return [FlashOnGPU(), *efficient] if half and not masked else efficient
+    flash = half and not masked and width <= 256
+    return [FlashOnGPU(), *efficient] if flash else efficient
 
 
 _trusted: dict[tuple[str, torch.dtype, int, bool], Kernel | None] = {}
