@@ -58,13 +58,13 @@ def test_the_fast_paths_are_taken(both: tuple[Any, Any]) -> None:
 
 
 def test_a_gpu_would_hardly_be_waited_for(both: tuple[Any, Any]) -> None:
-    """Once a token (is anybody left?), thrice where layers have windows, and at most three times
+    """Once a token (is anybody left?), twice where layers have windows, and at most three times
     more for stop strings; for an update about as often with six answers to a prompt as with two,
     whatever their lengths."""
     _, second = both
     few, many = second["update_reads"]
     assert few < 60 and many <= few + 6, "12 answers more"
     plain, stopped, long = (second["reads"][n] for n in (1, 3, 7))
-    assert plain <= 3 * 12 + 40
+    assert plain <= 2 * 12 + 20
     assert stopped <= plain + 3 * 12
     assert long <= 2 * plain + 24, "24 tokens, and once more where answers have ended"
