@@ -50,7 +50,8 @@ def chunks_of(size: int) -> Any:
 
 
 RULES = {"all": window_of(10**6), "window 4": window_of(4), "window 1": window_of(1),
-         "chunks of 4": chunks_of(4), "chunks of 3": chunks_of(3)}
+         "chunks of 4": chunks_of(4), "chunks of 3": chunks_of(3),
+         "keys alone": lambda b, h, q, k: k != 1}
 
 
 def by_hand(layout: list[Any], lent: list[Any], qkv: Any, rule: Any, softcap: float | None
@@ -67,7 +68,8 @@ def by_hand(layout: list[Any], lent: list[Any], qkv: Any, rule: Any, softcap: fl
                 if softcap:
                     score = softcap * torch.tanh(score / softcap)
                 query, key = torch.arange(p, p + n)[:, None], torch.arange(p + n)[None]
-                score = score.masked_fill(~rule(0, 0, query, key), -torch.inf)
+                seen = rule(0, 0, query, key) & (key <= query)
+                score = score.masked_fill(~seen, -torch.inf)
                 outs.append((score.softmax(-1) @ whole_v).transpose(0, 1))
                 at += n
     return torch.cat(outs)

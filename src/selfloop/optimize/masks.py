@@ -133,8 +133,9 @@ def ruled(fork: Fork, rule: Any) -> Mask | None:
     length_B11 = torch.tensor(lengths, device=device)[:, None, None]
     zero, query_BM1 = place_M.new_zeros(()), length_B11 + place_M[:, None]
     real_B1P, causal_MS = prompt_P < length_B11, own_S <= place_M[:, None]
-    far_BMP = rule(zero, zero, query_BM1, prompt_P) & real_B1P
-    own_BMS = rule(zero, zero, query_BM1, length_B11 + own_S) & causal_MS
+    shape = len(lengths), len(place_M), -1  # of a rule that asks for keys alone, too
+    far_BMP = (rule(zero, zero, query_BM1, prompt_P) & real_B1P).expand(shape)
+    own_BMS = (rule(zero, zero, query_BM1, length_B11 + own_S) & causal_MS).expand(shape)
     # A prompt's last place counts as seen, so that some are left where nobody sees any.
     first_B = (far_BMP.any(1) | (prompt_P == length_B11[:, 0] - 1)).long().argmax(-1)
     everything, causal, alike, *first = torch.cat([torch.stack([
