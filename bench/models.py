@@ -19,7 +19,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as token_models
 
 PATCH = 14
-"""Pixels of a side of a vision patch, in both shapes."""
+"""Pixels of a side of a vision patch, in all shapes."""
 IMAGE, END = "<|image_pad|>", "<|im_end|>"
 BEGIN, FINISH = "<|vision_start|>", "<|vision_end|>"
 SPECIALS = ("<|endoftext|>", "<|im_start|>", END, IMAGE, "<|video_pad|>", BEGIN, FINISH)

@@ -170,15 +170,34 @@ def test_a_kernel_is_tried_before_it_is_trusted(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_what_a_gpu_is_offered() -> None:
-    names = [[type(k).__name__ for k in kernels.candidates("cuda", dtype, width, masked)]
-             for dtype, width, masked in (
-                 (torch.bfloat16, 64, False), (torch.bfloat16, 64, True),
-                 (torch.float32, 64, False), (torch.float32, 64, True),
-                 (torch.float64, 64, False), (torch.bfloat16, 20, False),
-                 (torch.bfloat16, 512, False))]
+    names = [[type(k).__name__ for k in kernels.candidates("cuda", dtype, width)]
+             for dtype, width in ((torch.bfloat16, 64), (torch.float32, 64), (torch.float64, 64),
+                                  (torch.bfloat16, 20), (torch.bfloat16, 512))]
     efficient = ["EfficientOnGPU"]
-    assert names == [
-        ["FlashOnGPU", *efficient], efficient, efficient, efficient, [], [], efficient]
+    assert names == [["FlashOnGPU", *efficient], efficient, [], [], efficient]
+
+
+def test_a_kernel_that_takes_no_masks_is_passed_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It refuses one, so the self-check does not trust it with masks, and the next is taken."""
+    q, cpu = torch.zeros(1, 1, 1, 8), kernels.OnCPU()
+    with pytest.raises(NotImplementedError, match="no mask but causality"):
+        kernels.FlashOnGPU().forward(q, q, q, False, 1.0, torch.zeros(1, 1, 1, 1))
+    monkeypatch.setattr(kernels, "_trusted", {})
+    monkeypatch.setattr(kernels, "candidates", lambda *_: [kernels.FlashOnGPU(), cpu])
+    assert kernels.kernel_for(q, q, masked=True) is cpu
+
+
+def test_masks_are_laid_out_as_kernels_want_them() -> None:
+    fork, _, (q, _, _) = made(LAYOUTS["two blocks"])
+    with forking(fork):
+        mask = masks.of(masks.mask(mask_function=window_of(4)))
+    assert mask is not None
+    for added in (mask.own(q.dtype), mask.far(0, 2, q.dtype), mask.far(1, 2, q.dtype)):
+        wide = q.new_empty(added.shape[0], HEADS, added.shape[2], WIDTH)
+        laid = kernels._aligned(added, wide)
+        assert laid.data_ptr() == added.data_ptr() and laid.stride(-2) % kernels.ALIGNED == 0
+        odd = added.contiguous()
+        assert torch.equal(kernels._aligned(odd, wide), laid)
 
 
 @pytest.mark.parametrize(("kernel", "masked"), [

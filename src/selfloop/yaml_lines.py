@@ -33,7 +33,9 @@ def read(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         what = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise SelfloopError(f"{path}{where}: not YAML: {what}") from None
+        kind = "" if path.suffix in (".yaml", ".yml") else \
+            "; a run.yaml is wanted here: `selfloop init` makes one of data"
+        raise SelfloopError(f"{path}{where}: not YAML: {what}{kind}") from None
     if not isinstance(values, dict):
         raise SelfloopError(f"{path}: expected keys such as model: and data:, not "
                             f"{type(values).__name__}")

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import torch
 
 _aten: Any = torch.ops.aten
+ALIGNED = 16
+"""Numbers at whose multiples a GPU's kernel wants the rows of a mask to begin."""
 
 
 class Kernel(Protocol):
@@ -59,6 +61,8 @@ class FlashOnGPU:
     def forward(self, q: Any, k: Any, v: Any, causal: bool, scale: float,
                 added: Any = None) -> tuple[Any, Any]:
         """See `Kernel`."""
+        if added is not None:
+            raise NotImplementedError("FlashAttention-2 takes no mask but causality")
         out, lse, *_ = _aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, scale=scale)
         return out, lse
 
@@ -95,14 +99,16 @@ class EfficientOnGPU:
 
 
 def _aligned(added: torch.Tensor | None, q: torch.Tensor) -> torch.Tensor | None:
-    """For each row and head, with rows of keys that begin at multiples of 16 numbers."""
+    """For each row and head, with rows of keys that begin at multiples of ALIGNED numbers."""
     if added is None:
         return None
-    room = torch.nn.functional.pad(added, (0, -added.shape[-1] % 16))
-    return room[..., :added.shape[-1]].expand(*q.shape[:3], -1)
+    keys = added.shape[-1]
+    if added.stride(-2) % ALIGNED:
+        added = torch.nn.functional.pad(added, (0, -keys % ALIGNED))[..., :keys]
+    return added.expand(*q.shape[:3], -1)
 
 
-def candidates(device: str, dtype: torch.dtype, width: int, masked: bool) -> list[Kernel]:
+def candidates(device: str, dtype: torch.dtype, width: int) -> list[Kernel]:
     """Kernels for head width D that ought to work, the fastest first."""
     if device == "cpu":
         return [OnCPU()]
@@ -110,8 +116,7 @@ def candidates(device: str, dtype: torch.dtype, width: int, masked: bool) -> lis
         return []
     half = dtype in (torch.bfloat16, torch.float16)
     efficient: list[Kernel] = [EfficientOnGPU()] if half or dtype == torch.float32 else []
-    flash = half and not masked and width <= 256
-    return [FlashOnGPU(), *efficient] if flash else efficient
+    return [FlashOnGPU(), *efficient] if half and width <= 256 else efficient
 
 
 _trusted: dict[tuple[str, torch.dtype, int, bool], Kernel | None] = {}
@@ -127,7 +132,7 @@ def kernel_for(q: Any, v: Any, masked: bool = False) -> Kernel | None:
     key = (q.device.type, q.dtype, q.shape[-1], masked)
     if key not in _trusted:
         found, why = None, ""
-        for kernel in candidates(*key):
+        for kernel in candidates(*key[:3]):
             why = _wrong(kernel, q.device, q.dtype, q.shape[-1], masked)
             if not why:
                 found = kernel

@@ -20,6 +20,7 @@ import torch
 from transformers.masking_utils import causal_mask_function
 
 from selfloop.optimize.fork import FORK, Fork
+from selfloop.optimize.kernels import ALIGNED
 
 _HIDDEN = -1e30
 """Added to a score that no softmax is to see: finite, so that rows which see nothing of a part stay
@@ -171,6 +172,7 @@ def _blocks_of(fork: Fork) -> torch.Tensor:
 
 
 def _added(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """0 where something is seen."""
-    nothing = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
-    return nothing.masked_fill(~seen, max(_HIDDEN, torch.finfo(dtype).min))
+    """0 where something is seen; rows begin where kernels want them, so that none copies it."""
+    keys = seen.shape[-1]
+    room = torch.zeros(*seen.shape[:-1], keys + -keys % ALIGNED, dtype=dtype, device=seen.device)
+    return room[..., :keys].masked_fill_(~seen, max(_HIDDEN, torch.finfo(dtype).min))
