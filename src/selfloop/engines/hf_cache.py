@@ -30,6 +30,7 @@ from selfloop.optimize.kernels import kernel_for
 from selfloop.optimize.positions import Positions, joined, positions, spread, watched
 from selfloop.optimize.score import Reader
 from selfloop.optimize.sharding import is_cut
+from selfloop.optimize.tail import prompts
 from selfloop.types import Media
 
 _ROOM = 8
@@ -200,7 +201,8 @@ class Forked:
             cache = PrefixCache(self.text)
             inputs = reader.inputs([(job.ids, job.media) for job in firsts])
             length = len(firsts[0].ids)
-            with watched(model) as seen, hiding(model, [job.blind for job in firsts], length):
+            with watched(model) as seen, hiding(model, [job.blind for job in firsts], length), \
+                    prompts(model, cache, length):
                 out = self.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
             logits.append(out.logits[:, -1])
             numbered.append(positions(seen, len(firsts), length, device))

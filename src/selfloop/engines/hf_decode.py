@@ -27,6 +27,7 @@ from selfloop.optimize.prefix import unsupported
 from selfloop.optimize.rows import Row
 from selfloop.optimize.score import Plain, Reader
 from selfloop.optimize.selfcheck import runs_in
+from selfloop.optimize.tail import give_up
 from selfloop.roles import SelfloopError
 
 __all__ = ["Drawn", "Job", "Sampler"]
@@ -123,15 +124,10 @@ class Sampler:
         guided = jobs[batch[0][0]].guided
         if self.why_not or (guided and self.guided.why_not):
             return self._copied(jobs, batch)
-        try:
-            drawn = self._decoded(jobs, batch, Forked)
-            why_not = self._check_guided(jobs, batch, drawn) if guided \
-                else "" if self.checked else self._check(jobs, batch, drawn)
-        except Exception as error:  # any failure here has a correct answer: no fork
-            if out_of_memory(error):
-                raise
-            lines = str(error).splitlines() or [""]
-            why_not = f"{type(error).__name__}: {lines[0][:200]}"
+        drawn, why_not = self._tried(jobs, batch, guided)
+        if why_not and give_up(self.model):
+            self.checked = self.guided.checked = False
+            drawn, why_not = self._tried(jobs, batch, guided)
         if not why_not:
             return drawn
         slow = self._copied(jobs, batch)  # where that fails, too, the fork is not to blame
@@ -143,6 +139,19 @@ class Sampler:
         warnings.warn(f"{type(self.model).__name__}'s {what} cannot be forked ({why_not}): "
                       "each draw runs its own prompt, which is slower", stacklevel=2)
         return slow
+
+    def _tried(self, jobs: Sequence[Job], batch: Pairs, guided: bool) -> tuple[list[Drawn], str]:
+        """Draws over forked prompts, and why they cannot be trusted, or ""."""
+        try:
+            drawn = self._decoded(jobs, batch, Forked)
+            if guided:
+                return drawn, self._check_guided(jobs, batch, drawn)
+            return drawn, "" if self.checked else self._check(jobs, batch, drawn)
+        except Exception as error:  # any failure here has a correct answer: no fork
+            if out_of_memory(error):
+                raise
+            lines = str(error).splitlines() or [""]
+            return [], f"{type(error).__name__}: {lines[0][:200]}"
 
     def _copied(self, jobs: Sequence[Job], batch: Pairs) -> list[Drawn]:
         """Each draw with its own copy of the prompt; only prompts of one shape at a time."""
